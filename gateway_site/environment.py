@@ -1,0 +1,80 @@
+"""Typed readers of the environment. Only settings.py uses them; each name is also read as NAME_FILE."""
+
+import os
+import secrets
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+
+from django.core.exceptions import ImproperlyConfigured
+
+
+def text(name: str, default: str = "") -> str:
+    """The variable, or the content of the file that NAME_FILE names (container secrets)."""
+    if file := os.getenv(f"{name}_FILE"):
+        try:
+            return Path(file).read_text(encoding="utf-8").strip()
+        except OSError as exc:
+            raise ImproperlyConfigured(f"{name}_FILE={file!r}: {exc.strerror}") from exc
+    return os.getenv(name, default)
+
+
+def flag(name: str, default: bool) -> bool:
+    value = text(name, str(default))
+    if value not in ("True", "False"):
+        raise ImproperlyConfigured(f"{name}={value!r}: use True or False")
+    return value == "True"
+
+
+def integer(name: str, default: int, minimum: int = 0) -> int:
+    value = text(name, str(default))
+    try:
+        number = int(value)
+    except ValueError:
+        raise ImproperlyConfigured(f"{name}={value!r}: use a whole number") from None
+    if number < minimum:
+        raise ImproperlyConfigured(f"{name}={value!r}: use {minimum} or more")
+    return number
+
+
+def seconds(name: str, default: float) -> float:
+    value = text(name, str(default))
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise ImproperlyConfigured(f"{name}={value!r}: use a number of seconds, 0 or more")
+    return number
+
+
+def items(name: str, default: str = "") -> list[str]:
+    return [item.strip() for item in text(name, default).split(",") if item.strip()]
+
+
+def networks(name: str, default: str = "") -> tuple[IPv4Network | IPv6Network, ...]:
+    try:
+        return tuple(ip_network(item) for item in items(name, default))
+    except ValueError as exc:
+        raise ImproperlyConfigured(f"{name}: {exc}") from None
+
+
+def kept_secret(name: str, directory: Path) -> str:
+    """The variable, else a random value made at the first start and kept in the data directory."""
+    if value := text(name):
+        return value
+    path = directory / name.lower()
+    try:
+        return path.read_text(encoding="ascii")
+    except FileNotFoundError:
+        pass
+    directory.mkdir(parents=True, exist_ok=True)
+    # Written beside and linked: of several processes that start at once, one wins and all read the same value.
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.touch(mode=0o600)
+    draft.write_text(secrets.token_urlsafe(48), encoding="ascii")
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    draft.unlink()
+    return path.read_text(encoding="ascii")

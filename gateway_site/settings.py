@@ -1,0 +1,188 @@
+"""All settings, and the only reader of the environment. Runs with none set: SQLite and secrets of its own in DATA_DIR."""
+
+from pathlib import Path
+
+import dj_database_url
+from django.core.exceptions import ImproperlyConfigured
+
+from gateway_site import environment as env
+from proxy.configuration import Configuration
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+DATA_DIR = Path(env.text("DATA_DIR", str(BASE_DIR / "data"))).resolve()
+
+DEBUG = env.flag("DEBUG", False)
+SECRET_KEY = env.kept_secret("SECRET_KEY", DATA_DIR)
+# Protects the pages; calls accept any well-formed Host, because keys protect them.
+ALLOWED_HOSTS = env.items("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
+CSRF_TRUSTED_ORIGINS = env.items("CSRF_TRUSTED_ORIGINS")
+SITE_URL = env.text("SITE_URL", "http://localhost:8080").rstrip("/")
+HTTPS = SITE_URL.startswith("https://")
+
+# The HMAC key of every API key's digest. The first signs, the others are still recognised, for rotation.
+KEY_PEPPER, *KEY_PEPPER_FALLBACKS = (
+    pepper.encode() for pepper in env.kept_secret("KEY_PEPPER", DATA_DIR).split(",") if pepper
+)
+
+INSTALLED_APPS = [
+    "daphne",  # first: its runserver replaces Django's
+    "tenants",
+    "usage",
+    "proxy",
+    "channels",
+    "django_prometheus",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+]
+
+# Pages only. A call never passes here (design §1).
+MIDDLEWARE = [
+    "django_prometheus.middleware.PrometheusBeforeMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "servestatic.middleware.ServeStaticMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_prometheus.middleware.PrometheusAfterMiddleware",
+]
+
+ROOT_URLCONF = "gateway_site.urls"
+ASGI_APPLICATION = "gateway_site.asgi.application"
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+
+def database(url: str) -> dict[str, object]:
+    """Django's DATABASES entry for a URL, with the timeouts that keep a hung database from hanging us."""
+    parsed = dict(dj_database_url.parse(url, conn_max_age=60, conn_health_checks=True))
+    options = parsed.setdefault("OPTIONS", {})
+    if parsed["ENGINE"] == "django.db.backends.sqlite3":
+        parsed["ENGINE"] = "django_prometheus.db.backends.sqlite3"
+        # WAL: readers never wait for the writer. IMMEDIATE: a transaction that will write waits at its start, where
+        # the timeout applies, instead of failing at its first write with "database is locked".
+        options.update(
+            transaction_mode="IMMEDIATE",
+            timeout=10,
+            init_command="PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+        )
+    elif parsed["ENGINE"] == "django.db.backends.postgresql":
+        parsed["ENGINE"] = "django_prometheus.db.backends.postgresql"
+        options.setdefault("connect_timeout", 5)
+        options.setdefault("options", "-c statement_timeout=30000 -c lock_timeout=10000")
+        # Milliseconds without an acknowledgement after which a dead server's socket fails.
+        options.setdefault("tcp_user_timeout", 15000)
+    else:
+        raise ImproperlyConfigured("DATABASE_URL: use sqlite:///… or postgres://…")
+    return parsed
+
+
+DATABASES = {"default": database(env.text("DATABASE_URL", f"sqlite:///{DATA_DIR / 'gateway.sqlite3'}"))}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+REDIS_URL = env.text("REDIS_URL")
+CACHES = {
+    "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
+    # The counters of django-ratelimit, apart from anything that pages cache.
+    "ratelimit": (
+        {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": REDIS_URL}
+        if REDIS_URL
+        else {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "LOCATION": "ratelimit"}
+    ),
+}
+RATELIMIT_USE_CACHE = "ratelimit"
+CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+
+AUTH_USER_MODEL = "tenants.User"
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+LOGIN_URL = "admin:login"
+
+# Days of the daily roll-up and of calendar limits begin at midnight here.
+TIME_ZONE = env.text("TIME_ZONE", "UTC")
+USE_TZ = True
+LANGUAGE_CODE = "en-us"
+USE_I18N = False
+
+STATIC_URL = "static/"
+STATIC_ROOT = BASE_DIR / "staticfiles"
+SERVESTATIC_USE_FINDERS = True
+SERVESTATIC_AUTOREFRESH = DEBUG
+
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS
+SESSION_COOKIE_HTTPONLY = True
+SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
+X_FRAME_OPTIONS = "DENY"
+PROMETHEUS_METRICS_EXPORT_PORT = None
+
+# Networks whose X-Forwarded-For is believed. Empty: the socket's address is the caller's.
+TRUSTED_PROXIES = env.networks("TRUSTED_PROXIES")
+# Who may read /metrics besides loopback.
+METRICS_NETWORKS = env.networks("METRICS_NETWORKS", "127.0.0.0/8,::1/128")
+
+GATEWAY = Configuration(
+    spool_dir=Path(env.text("SPOOL_DIR", str(DATA_DIR / "spool"))),
+    spool_max_bytes=env.integer("SPOOL_MAX_BYTES", 1 << 30, minimum=1 << 20),
+    key_pepper=KEY_PEPPER,
+    key_pepper_fallbacks=tuple(KEY_PEPPER_FALLBACKS),
+    auth_header=env.text("AUTH_HEADER", "Authorization").lower().encode("ascii"),
+    trusted_proxies=TRUSTED_PROXIES,
+    time_zone=TIME_ZONE,
+    currency=env.text("CURRENCY", "EUR"),
+    max_body_bytes=env.integer("MAX_BODY_BYTES", 20 << 20, minimum=1024),
+    default_output_tokens=env.integer("DEFAULT_OUTPUT_TOKENS", 4096, minimum=1),
+    max_output_tokens=env.integer("MAX_OUTPUT_TOKENS", 32768, minimum=1),
+    # Seconds. A large model loads from a slow disk within ten minutes.
+    connect_seconds=env.seconds("BACKEND_CONNECT_SECONDS", 5),
+    first_byte_seconds=env.seconds("BACKEND_FIRST_BYTE_SECONDS", 600),
+    gap_seconds=env.seconds("BACKEND_GAP_SECONDS", 300),
+    total_seconds=env.seconds("CALL_TOTAL_SECONDS", 3600),
+    line_length=env.integer("LINE_LENGTH", 1000, minimum=1),
+    line_seconds=env.seconds("LINE_SECONDS", 60),
+    probe_seconds=env.seconds("PROBE_SECONDS", 2),
+    db_grace_seconds=env.seconds("DB_GRACE_SECONDS", 600),
+    drain_seconds=env.seconds("DRAIN_SECONDS", 30),
+    failed_credentials_per_minute=env.integer("FAILED_CREDENTIALS_PER_MINUTE", 30, minimum=1),
+    access_log=env.flag("ACCESS_LOG", False),
+)
+
+LOG_LEVEL = env.text("LOG_LEVEL", "INFO")
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"()": "gateway_site.logs.OneLineFormatter"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": LOG_LEVEL},
+    "loggers": {
+        # One line for each probe would drown everything else.
+        "httpx": {"level": "WARNING"},
+        "httpcore": {"level": "WARNING"},
+    },
+}

@@ -1,0 +1,5 @@
+from proxy.models.backends import Backend
+from proxy.models.catalogue import ModelAlias, ModelPolicy
+from proxy.models.revisions import ConfigRevision
+
+__all__ = ["Backend", "ConfigRevision", "ModelAlias", "ModelPolicy"]

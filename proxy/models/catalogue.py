@@ -1,0 +1,51 @@
+"""Names and rules of models."""
+
+from django.db import models
+from django.db.models import Q
+
+
+class ModelAlias(models.Model):
+    """Serves one model under another name. An exact name beats the longest pattern."""
+
+    pattern = models.CharField(max_length=500, unique=True, help_text='A name or a pattern, e.g. "gpt-4o" or "gpt-*".')
+    model = models.CharField(max_length=500, help_text="The model that answers.")
+    enabled = models.BooleanField(default=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        verbose_name_plural = "model aliases"
+        constraints = [
+            models.CheckConstraint(condition=~Q(pattern="") & ~Q(model=""), name="alias_names_both"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.pattern} → {self.model}"
+
+
+class ModelPolicy(models.Model):
+    """What is set for every call of a model, whatever the call asks for: Ollama reloads a model when these change."""
+
+    pattern = models.CharField(max_length=500, unique=True, help_text='A model or a pattern; "*" for all.')
+    num_ctx = models.PositiveIntegerField(null=True, blank=True, help_text="Empty: the server decides.")
+    load_options = models.JSONField(
+        default=dict,
+        blank=True,
+        help_text='Further load-time options, e.g. {"num_gpu": 99}. Empty: the server decides.',
+    )
+    keep_alive = models.CharField(
+        max_length=20, blank=True, help_text='E.g. "30m", or -1 for ever. Empty: the server decides.'
+    )
+    max_output_tokens = models.PositiveIntegerField(null=True, blank=True, help_text="Empty: the gateway's maximum.")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        verbose_name_plural = "model policies"
+        constraints = [
+            models.CheckConstraint(condition=Q(num_ctx=None) | Q(num_ctx__gte=4), name="policy_num_ctx_possible"),
+            models.CheckConstraint(
+                condition=Q(max_output_tokens=None) | Q(max_output_tokens__gt=0), name="policy_output_cap_positive"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.pattern

@@ -1,0 +1,91 @@
+"""The clear text of API keys: made, checked for form and digested here, and nowhere else."""
+
+import hmac
+import secrets
+import zlib
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+
+from tenants.models import ApiKey, Tenant, User
+
+ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+BRAND = "ogw"
+PREFIX_LENGTH = 8
+SECRET_LENGTH = 43  # 62 ** 43 > 2 ** 256
+CHECKSUM_LENGTH = 6  # 62 ** 6 > 2 ** 32
+# What secret scanners may look for; docs/security.md prints it.
+PATTERN = r"\bogw_[0-9A-Za-z]{8}_[0-9A-Za-z]{49}\b"
+
+_CHARACTERS = frozenset(ALPHABET.encode())
+_LENGTH = len(BRAND) + 1 + PREFIX_LENGTH + 1 + SECRET_LENGTH + CHECKSUM_LENGTH
+
+
+@dataclass(frozen=True)
+class NewKey:
+    """A key at the one moment when its clear text is known."""
+
+    row: ApiKey
+    clear_text: str = field(repr=False)
+
+
+def checksum(body: bytes) -> bytes:
+    """CRC-32 of all before it, in base62, most significant digit first."""
+    number, digits = zlib.crc32(body), []
+    for _ in range(CHECKSUM_LENGTH):
+        number, digit = divmod(number, 62)
+        digits.append(ALPHABET[digit])
+    return "".join(reversed(digits)).encode()
+
+
+def has_our_form(key: bytes) -> bool:
+    """Whether it can be a key of ours: form and checksum. Costs about a microsecond and no look-up."""
+    if len(key) != _LENGTH or not key.startswith(b"ogw_") or key[4 + PREFIX_LENGTH] != 0x5F:
+        return False
+    if not _CHARACTERS.issuperset(key[13:]) or not _CHARACTERS.issuperset(key[4:12]):
+        return False
+    return checksum(key[:-CHECKSUM_LENGTH]) == key[-CHECKSUM_LENGTH:]
+
+
+def digest(key: bytes, pepper: bytes) -> bytes:
+    # 256 random bits need no salt and no slow hash: there is nothing to guess.
+    # The pepper makes a stolen table useless for checking guessed or leaked keys.
+    return hmac.digest(pepper, key, "sha256")
+
+
+def make_clear_text() -> tuple[str, str]:
+    """(prefix, clear text) of a fresh key."""
+    prefix = "".join(secrets.choice(ALPHABET) for _ in range(PREFIX_LENGTH))
+    secret = "".join(secrets.choice(ALPHABET) for _ in range(SECRET_LENGTH))
+    body = f"{BRAND}_{prefix}_{secret}"
+    return prefix, body + checksum(body.encode()).decode()
+
+
+def create_key(tenant: Tenant, name: str, *, user: User | None = None, **fields: object) -> NewKey:
+    """A new key of a tenant. `fields` are columns of ApiKey."""
+    prefix, clear_text = make_clear_text()
+    row = ApiKey.objects.create(
+        tenant=tenant,
+        user=user,
+        name=name,
+        prefix=prefix,
+        digest=digest(clear_text.encode(), settings.KEY_PEPPER),
+        **fields,
+    )
+    return NewKey(row, clear_text)
+
+
+def rotate_key(key: ApiKey, overlap: timedelta, now: datetime | None = None) -> NewKey:
+    """A new secret under the same row; the old one works until the overlap ends."""
+    _, fresh = make_clear_text()
+    body = f"{BRAND}_{key.prefix}_{fresh[13:-CHECKSUM_LENGTH]}"
+    clear_text = body + checksum(body.encode()).decode()
+    with transaction.atomic():
+        row = ApiKey.objects.select_for_update().get(pk=key.pk)
+        row.previous_digest, row.previous_expires_at = row.digest, (now or timezone.now()) + overlap
+        row.digest = digest(clear_text.encode(), settings.KEY_PEPPER)
+        row.save(update_fields=["digest", "previous_digest", "previous_expires_at"])
+    return NewKey(row, clear_text)

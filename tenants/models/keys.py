@@ -1,0 +1,124 @@
+"""API keys, without their clear text (see tenants/keys.py)."""
+
+from datetime import datetime
+from typing import Self
+
+from django.db import models
+from django.db.models import F, Q
+from django.utils import timezone
+
+from tenants.models.people import Tenant, User
+
+
+class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
+    def usable(self, now: datetime | None = None) -> Self:
+        """Enabled, neither revoked nor expired, of a tenant and a user that are not switched off."""
+        now = now or timezone.now()
+        return self.filter(
+            Q(expires_at=None) | Q(expires_at__gt=now),
+            Q(user=None) | Q(user__is_active=True),
+            enabled=True,
+            revoked_at=None,
+            tenant__enabled=True,
+            tenant__archived_at=None,
+        )
+
+    def revoke(self) -> int:
+        """Revokes the keys that are not; returns how many."""
+        return self.filter(revoked_at=None).update(revoked_at=timezone.now())
+
+
+class ApiKey(models.Model):
+    """What a call is made with. The secret is shown once; the row keeps its digest."""
+
+    tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="keys")
+    user = models.ForeignKey(
+        User,
+        on_delete=models.PROTECT,
+        related_name="keys",
+        null=True,
+        blank=True,
+        help_text="Whose key it is. Empty: a service key of the tenant.",
+    )
+    name = models.CharField(max_length=100, help_text="What it is used for, e.g. “CI of the web team”.")
+    prefix = models.CharField(max_length=16, unique=True, editable=False, help_text="The public part of the key.")
+    digest = models.BinaryField(max_length=32, unique=True, editable=False)
+    # The secret before the last rotation, which goes on working until the overlap ends.
+    previous_digest = models.BinaryField(max_length=32, unique=True, null=True, editable=False)
+    previous_expires_at = models.DateTimeField(null=True, editable=False)
+    imported = models.BooleanField(
+        default=False, editable=False, help_text="Brought along from another proxy, in that proxy's form."
+    )
+
+    enabled = models.BooleanField(default=True, help_text="Off: calls are refused until it is on again.")
+    expires_at = models.DateTimeField(null=True, blank=True, help_text="Empty: never.")
+    revoked_at = models.DateTimeField(null=True, editable=False)
+    created_at = models.DateTimeField(auto_now_add=True)
+    created_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, editable=False, related_name="+")
+
+    models_allowed = models.JSONField(
+        default=list,
+        blank=True,
+        help_text='Names or patterns, e.g. ["llama3.2", "qwen3:*"]. Empty: all models of the gateway.',
+    )
+    may_infer = models.BooleanField("may generate", default=True, help_text="Generate, chat and embed.")
+    may_list = models.BooleanField(default=True, help_text="List models and show what they are.")
+    may_manage = models.BooleanField(
+        default=False, help_text="Pull, copy, create and delete models, and unload them: for everybody."
+    )
+    may_use_cloud = models.BooleanField(
+        default=False, help_text="Models that Ollama forwards to ollama.com, at the operator's expense."
+    )
+    may_be_in_path = models.BooleanField(
+        default=False,
+        help_text="Accept it as /k/KEY/… in the URL, for clients that send no header. It may end in logs.",
+    )
+    max_output_tokens = models.PositiveIntegerField(
+        null=True, blank=True, help_text="The most tokens one call may generate. Empty: the gateway's maximum."
+    )
+
+    objects = ApiKeyQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = "API key"
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(expires_at=None) | Q(expires_at__gt=F("created_at")), name="key_expires_after_creation"
+            ),
+            models.CheckConstraint(
+                condition=Q(previous_digest=None) | Q(previous_expires_at__isnull=False),
+                name="key_overlap_has_an_end",
+            ),
+            models.CheckConstraint(
+                condition=Q(max_output_tokens=None) | Q(max_output_tokens__gt=0), name="key_output_cap_positive"
+            ),
+        ]
+        # The key list of a tenant, newest first.
+        indexes = [models.Index(fields=["tenant", "-created_at"], name="key_tenant_recent")]
+
+    def __str__(self) -> str:
+        return f"{self.name} (ogw_{self.prefix}_…)"
+
+    @property
+    def state(self) -> str:
+        """One of active, disabled, expired, revoked."""
+        if self.revoked_at:
+            return "revoked"
+        if self.expires_at and self.expires_at <= timezone.now():
+            return "expired"
+        return "active" if self.enabled else "disabled"
+
+    def revoke(self) -> None:
+        """Ends the key for good; calls in flight are cut within a second."""
+        ApiKey.objects.filter(pk=self.pk).revoke()
+        self.refresh_from_db(fields=["revoked_at"])
+
+
+class ApiKeyLastUsed(models.Model):
+    """Apart from the key: it changes all the time, and a change of a key makes every worker read the keys anew."""
+
+    key = models.OneToOneField(ApiKey, on_delete=models.CASCADE, primary_key=True, related_name="last_used")
+    at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.key_id} at {self.at:%Y-%m-%d %H:%M}"

@@ -1,0 +1,49 @@
+"""Who uses the gateway."""
+
+from django.contrib.auth.models import AbstractUser
+from django.db import models
+from django.db.models import Q
+
+from tenants.archive import Archivable
+
+
+class Role(models.TextChoices):
+    OWNER = "owner", "Owner: manages the tenant's people, keys and limits"
+    MEMBER = "member", "Member: has keys of their own"
+    VIEWER = "viewer", "Viewer: sees the tenant's usage"
+
+
+class Tenant(Archivable):
+    """A team or customer: what keys belong to, what limits and bills are about."""
+
+    name = models.CharField(max_length=100, unique=True)
+    enabled = models.BooleanField(default=True, help_text="Off: all keys of this tenant stop working at once.")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["name"]
+        constraints = [models.CheckConstraint(condition=~Q(name=""), name="tenant_has_a_name")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class User(AbstractUser):
+    """A person who can sign in. Inactive users' keys stop working at once."""
+
+    tenants = models.ManyToManyField(Tenant, through="Membership", related_name="users")
+
+
+class Membership(models.Model):
+    tenant = models.ForeignKey(Tenant, on_delete=models.CASCADE, related_name="memberships")
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="memberships")
+    role = models.CharField(max_length=10, choices=Role, default=Role.MEMBER)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["tenant", "user"], name="membership_once_per_tenant"),
+            models.CheckConstraint(condition=Q(role__in=Role.values), name="membership_role_known"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user} in {self.tenant}"

@@ -1,0 +1,145 @@
+"""From where, and how much."""
+
+from ipaddress import ip_network
+
+from django.core.exceptions import ValidationError
+from django.db import models
+from django.db.models import Q
+
+from tenants.models.keys import ApiKey
+from tenants.models.people import Tenant, User
+
+
+def validate_network(value: str) -> None:
+    try:
+        ip_network(value)
+    except ValueError as exc:
+        raise ValidationError(f"{exc}. Write a network such as 10.0.0.0/8, or one address.") from None
+
+
+class IPRule(models.Model):
+    """Within a scope the longest prefix wins, deny on a tie; a scope with any allow rule denies the rest."""
+
+    class Action(models.TextChoices):
+        ALLOW = "allow"
+        DENY = "deny"
+
+    cidr = models.CharField("network", max_length=43, validators=[validate_network], help_text="E.g. 10.0.0.0/8.")
+    action = models.CharField(max_length=5, choices=Action)
+    tenant = models.ForeignKey(
+        Tenant, on_delete=models.CASCADE, null=True, blank=True, related_name="ip_rules", help_text="Empty: for all."
+    )
+    key = models.ForeignKey(ApiKey, on_delete=models.CASCADE, null=True, blank=True, related_name="ip_rules")
+    acts_as = models.ForeignKey(
+        ApiKey,
+        on_delete=models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="acting_rules",
+        help_text="Calls from this network without a key are made with this one.",
+    )
+    expires_at = models.DateTimeField(null=True, blank=True)
+    note = models.CharField(max_length=200, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        verbose_name = "IP rule"
+        constraints = [
+            models.CheckConstraint(condition=Q(action__in=("allow", "deny")), name="ip_rule_action_known"),
+            models.CheckConstraint(condition=Q(tenant=None) | Q(key=None), name="ip_rule_one_scope"),
+            models.CheckConstraint(
+                condition=Q(acts_as=None) | Q(tenant=None, key=None, action="allow"), name="ip_rule_acting_allows_all"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.cidr}"
+
+    def clean(self) -> None:
+        if self.acts_as_id and (self.tenant_id or self.key_id or self.action != self.Action.ALLOW):
+            raise ValidationError({"acts_as": "Only a rule that allows a network for all can act as a key."})
+        if self.tenant_id and self.key_id:
+            raise ValidationError({"key": "Choose a tenant or a key, not both."})
+
+
+class Limit(models.Model):
+    """How much of one thing, in one window, for one scope. Limits of outer scopes hold as well."""
+
+    class Scope(models.TextChoices):
+        DEFAULT = "default", "each key that has no limit of its own for the same metric and window"
+        TENANT = "tenant"
+        USER = "user"
+        KEY = "key"
+        ADDRESS = "address", "each client address"
+
+    class Metric(models.TextChoices):
+        REQUESTS = "requests"
+        TOKENS = "tokens"
+        COST = "cost", "cost (nano-units)"
+        CONCURRENT = "concurrent", "concurrent calls"
+
+    class Window(models.TextChoices):
+        SECONDS = "seconds", "seconds (rolling)"
+        MINUTE = "minute", "calendar minute"
+        HOUR = "hour", "calendar hour"
+        DAY = "day", "calendar day"
+        MONTH = "month", "calendar month"
+        NONE = "none", "none (concurrent calls)"
+
+    class Mode(models.TextChoices):
+        ENFORCE = "enforce"
+        SHADOW = "shadow", "shadow: count, never refuse"
+
+    scope = models.CharField(max_length=10, choices=Scope)
+    tenant = models.ForeignKey(Tenant, on_delete=models.CASCADE, null=True, blank=True, related_name="limits")
+    user = models.ForeignKey(User, on_delete=models.CASCADE, null=True, blank=True, related_name="limits")
+    key = models.ForeignKey(ApiKey, on_delete=models.CASCADE, null=True, blank=True, related_name="limits")
+    model = models.CharField(max_length=500, blank=True, help_text="Only calls of this model. Empty: all.")
+    metric = models.CharField(max_length=10, choices=Metric)
+    window = models.CharField(max_length=10, choices=Window, default=Window.NONE)
+    window_seconds = models.PositiveIntegerField(null=True, blank=True)
+    amount = models.PositiveBigIntegerField(help_text="0 refuses everything.")
+    mode = models.CharField(max_length=10, choices=Mode, default=Mode.ENFORCE)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(scope__in=("default", "address"), tenant=None, user=None, key=None)
+                | Q(scope="tenant", tenant__isnull=False, user=None, key=None)
+                | Q(scope="user", tenant=None, user__isnull=False, key=None)
+                | Q(scope="key", tenant=None, user=None, key__isnull=False),
+                name="limit_scope_names_its_subject",
+            ),
+            models.CheckConstraint(
+                condition=Q(window="seconds", window_seconds__gt=0) | (~Q(window="seconds") & Q(window_seconds=None)),
+                name="limit_seconds_only_for_seconds",
+            ),
+            models.CheckConstraint(
+                condition=Q(metric="concurrent", window="none") | (~Q(metric="concurrent") & ~Q(window="none")),
+                name="limit_concurrent_has_no_window",
+            ),
+            models.CheckConstraint(
+                condition=Q(metric__in=("requests", "tokens", "cost", "concurrent")), name="limit_metric_known"
+            ),
+            models.CheckConstraint(condition=Q(mode__in=("enforce", "shadow")), name="limit_mode_known"),
+        ]
+
+    def __str__(self) -> str:
+        window = f"{self.window_seconds} s" if self.window == self.Window.SECONDS else self.window
+        return f"{self.amount} {self.metric} per {window} for {self.subject}"
+
+    @property
+    def subject(self) -> str:
+        return str(self.tenant or self.user or self.key or self.scope)
+
+    def clean(self) -> None:
+        subjects = {"tenant": self.tenant_id, "user": self.user_id, "key": self.key_id}
+        for name, value in subjects.items():
+            if (name == self.scope) != (value is not None):
+                verb = "Choose the" if name == self.scope else "Leave empty: the scope is not the"
+                raise ValidationError({name: f"{verb} {name}."})
+        if (self.metric == self.Metric.CONCURRENT) != (self.window == self.Window.NONE):
+            raise ValidationError({"window": "Concurrent calls have no window, every other metric has one."})
+        if (self.window == self.Window.SECONDS) != bool(self.window_seconds):
+            raise ValidationError({"window_seconds": "Give a number of seconds for a rolling window, and only there."})

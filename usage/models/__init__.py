@@ -1,0 +1,5 @@
+from usage.models.prices import Price
+from usage.models.records import Outcome, UsageRecord
+from usage.models.rollups import DailyUsage, UsageBucket
+
+__all__ = ["DailyUsage", "Outcome", "Price", "UsageBucket", "UsageRecord"]

@@ -1,0 +1,65 @@
+"""Sums of records, written in the same transaction as the records they sum. Pages read these."""
+
+from django.db import models
+from django.db.models.functions import Coalesce
+
+from tenants.models import ApiKey, Tenant, User
+from usage.models.records import reference
+
+
+class Sums(models.Model):
+    tenant = reference(Tenant)
+    user = reference(User, null=True)
+    api_key = reference(ApiKey)
+    model = models.CharField(max_length=500)
+    backend = models.CharField(max_length=100, blank=True)
+
+    requests = models.PositiveBigIntegerField(default=0)
+    failures = models.PositiveBigIntegerField(default=0, help_text="Outcomes other than ok, cached and coalesced.")
+    estimated = models.PositiveBigIntegerField(default=0, help_text="Requests whose tokens are estimates.")
+    unpriced = models.PositiveBigIntegerField(default=0, help_text="Requests that had no price.")
+    prompt_tokens = models.PositiveBigIntegerField(default=0)
+    completion_tokens = models.PositiveBigIntegerField(default=0)
+    cost_nano = models.BigIntegerField(default=0)
+    decode_us = models.PositiveBigIntegerField(default=0)
+    total_us = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        abstract = True
+
+
+class UsageBucket(Sums):
+    """15 minutes of UTC: half-hour and 45-minute zones exist."""
+
+    start = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                "start", "tenant", "api_key", Coalesce("user", 0), "model", "backend", name="bucket_once"
+            ),
+        ]
+        # A tenant's usage over a range; bucket_once serves the range over all tenants.
+        indexes = [models.Index(fields=["tenant", "start"], name="bucket_tenant_start")]
+
+    def __str__(self) -> str:
+        return f"{self.start:%Y-%m-%d %H:%M} {self.model}"
+
+
+class DailyUsage(Sums):
+    """A day of the reporting zone (settings.TIME_ZONE)."""
+
+    day = models.DateField()
+
+    class Meta:
+        verbose_name_plural = "daily usage"
+        constraints = [
+            models.UniqueConstraint(
+                "day", "tenant", "api_key", Coalesce("user", 0), "model", "backend", name="daily_usage_once"
+            ),
+        ]
+        # A tenant's usage over many days.
+        indexes = [models.Index(fields=["tenant", "day"], name="daily_usage_tenant_day")]
+
+    def __str__(self) -> str:
+        return f"{self.day} {self.model}"
