@@ -1,0 +1,219 @@
+"""The parent of several workers: it holds the port, restarts who dies, and passes on the signal to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from types import FrameType
+
+from .listeners import Place, listen_beside
+from .options import ServerOptions
+from .worker import announce, leave, work
+
+logger = logging.getLogger(__name__)
+
+# A forked child would inherit database connections, threads' locks and random state of the command that started us.
+spawn = multiprocessing.get_context("spawn")
+
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 10.0
+# A worker that lived so long was well: its next restart is immediate again.
+WELL_AFTER = 60.0
+# Beyond the drain limit, for a worker to close and exit before it is killed.
+KILL_AFTER = 15.0
+PR_SET_PDEATHSIG = 1
+
+
+class Worker:
+    """One place among the workers, with the process that fills it at present."""
+
+    def __init__(self, app_import: str, runtime_import: str, options: ServerOptions, places: list[Place]) -> None:
+        self.arguments = (app_import, runtime_import, options, places)
+        self.process: SpawnProcess | None = None
+        self.pipe: Connection | None = None
+        self.ready = False
+        self.was_ready = False
+        self.started_at = 0.0
+        self.pause = FIRST_PAUSE
+        self.due = 0.0
+
+    def start(self) -> None:
+        self.pipe, theirs = spawn.Pipe(duplex=False)
+        self.process = spawn.Process(target=serve_as_worker, args=(*self.arguments, theirs, os.getpid()))
+        self.process.start()
+        theirs.close()
+        self.ready = False
+        self.started_at = time.monotonic()
+
+    def hear(self) -> None:
+        """The worker says that it accepts connections, or its end of the pipe was closed."""
+        if self.pipe is None:
+            return
+        try:
+            self.pipe.recv()
+            self.ready = self.was_ready = True
+        except (EOFError, OSError):
+            self.pipe.close()
+            self.pipe = None
+
+    def bury(self) -> None:
+        """Its process has ended: note when the next may start."""
+        if self.process is None:
+            return
+        now = time.monotonic()
+        if now - self.started_at > WELL_AFTER:
+            self.pause = FIRST_PAUSE
+        self.due = now + self.pause
+        logger.error(
+            "Worker %s ended with %s; the next starts in %.1f s", self.process.pid, self.process.exitcode, self.pause
+        )
+        self.pause = min(self.pause * 2, LONGEST_PAUSE)
+        self.process.close()
+        self.process = None
+        self.ready = False
+
+
+class Supervisor:
+    def __init__(self, app_import: str, runtime_import: str, options: ServerOptions, places: list[Place]) -> None:
+        self.options = options
+        self.url = options.url(places[0][2])
+        self.workers = [Worker(app_import, runtime_import, options, places) for _ in range(options.workers)]
+        self.announced = False
+        self.signals = 0
+
+    def run(self) -> int:
+        with self._signals_to_pipe() as woken:
+            for worker in self.workers:
+                worker.start()
+            while not self.signals:
+                self._wait(woken)
+                if not self._look_after_workers():
+                    logger.error("No worker could start")
+                    return self._stop(woken) or 1
+            return self._stop(woken)
+
+    @contextlib.contextmanager
+    def _signals_to_pipe(self) -> Iterator[int]:
+        """A descriptor that becomes readable with each signal, so that waiting for workers ends early."""
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        waker = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        try:
+            yield read
+        finally:
+            signal.set_wakeup_fd(waker)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            os.close(read)
+            os.close(write)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signals += 1
+
+    def _wait(self, woken: int, seconds: float = 1.0) -> None:
+        now = time.monotonic()
+        pauses = [worker.due - now for worker in self.workers if worker.process is None]
+        sources: list[int | Connection] = [woken]
+        for worker in self.workers:
+            if worker.process is not None:
+                sources.append(worker.process.sentinel)
+            if worker.pipe is not None:
+                sources.append(worker.pipe)
+        for source in wait(sources, max(0.0, min([seconds, *pauses]))):
+            if source == woken:
+                os.read(woken, 4096)
+        for worker in self.workers:
+            if worker.pipe is not None and worker.pipe.poll():
+                worker.hear()
+
+    def _look_after_workers(self) -> bool:
+        """Whether there is any hope: False if all have ended before any was ever ready."""
+        for worker in self.workers:
+            if worker.process is not None and not worker.process.is_alive():
+                worker.bury()
+        if not any(worker.was_ready or worker.process for worker in self.workers):
+            return False
+        for worker in self.workers:
+            if worker.process is None and time.monotonic() >= worker.due:
+                worker.start()
+        if not self.announced and all(worker.ready for worker in self.workers):
+            announce(self.url)
+            self.announced = True
+        return True
+
+    def _stop(self, woken: int) -> int:
+        """Tell the workers, once more for each further signal, and wait; 0 if all of them ended well."""
+        deadline = time.monotonic() + self.options.drain_seconds + KILL_AFTER
+        passed_on = -1
+        while running := [worker.process for worker in self.workers if worker.process and worker.process.is_alive()]:
+            if passed_on != self.signals:
+                passed_on = self.signals
+                for process in running:
+                    process.terminate()
+            if time.monotonic() > deadline:
+                for process in running:
+                    logger.error("Worker %s did not end; killed", process.pid)
+                    process.kill()
+            wait([woken, *(process.sentinel for process in running)], 1.0)
+            if wait([woken], 0):
+                os.read(woken, 4096)
+        return int(any(worker.process is not None and worker.process.exitcode != 0 for worker in self.workers))
+
+
+def serve_as_worker(
+    app_import: str,
+    runtime_import: str,
+    options: ServerOptions,
+    places: list[Place],
+    ready: Connection,
+    parent: int,
+) -> None:
+    """Entry of a worker process."""
+    # Ctrl-C reaches the whole process group; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with(parent)
+
+    def say_ready() -> None:
+        ready.send(True)
+        ready.close()
+
+    try:
+        code = work(
+            app_import,
+            runtime_import,
+            options,
+            lambda: listen_beside(places, options.backlog),
+            say_ready,
+            (signal.SIGTERM,),
+        )
+    except Exception:
+        logger.exception("The worker failed")
+        code = 3
+    leave(code)
+
+
+def _die_with(parent: int) -> None:
+    """End when the parent ends, however it does: nobody else would ever stop this process."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
