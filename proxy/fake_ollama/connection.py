@@ -199,11 +199,11 @@ class Connection(asyncio.Protocol):
 
     def _caller_left(self) -> None:
         self._waiting.clear()
-        if self._task is None or self.closing:
+        if self._task is None:
             return
-        self.closing = True
-        if self.seen and not self.seen.complete:
+        if self.seen and not self.seen.complete and not self.closing:
             self.server.log.left(self.seen)
+        self.closing = True
         self._task.cancel()
 
     def _refuse(self) -> None:

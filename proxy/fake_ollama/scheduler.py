@@ -243,6 +243,8 @@ class Scheduler:
             await runner.idle.wait()
             self._unload(runner)
             runner = None
+            if pending.gone.is_set():
+                return
         try:
             runner = runner or await self._load(pending)
         except ApiError as error:

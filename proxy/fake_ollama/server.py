@@ -8,17 +8,16 @@ from typing import Any
 import orjson
 
 from proxy.fake_ollama import control, routing
-from proxy.fake_ollama.anthropic import HEX
-from proxy.fake_ollama.call import JSON, JSON_UTF8, Call
+from proxy.fake_ollama.call import JSON, Call
 from proxy.fake_ollama.calls import CallLog, SeenCall
 from proxy.fake_ollama.clock import FOREVER
 from proxy.fake_ollama.connection import BAD_REQUEST, Connection, Request
-from proxy.fake_ollama.errors import BUSY, ApiError, Cut, EmptyRequest, RunnerError
+from proxy.fake_ollama.errors import BUSY, ApiError, Cut, RunnerError
 from proxy.fake_ollama.faults import NO_FAULT, Fault, FaultBook, Gate
-from proxy.fake_ollama.generation import random_id
 from proxy.fake_ollama.gojson import encode
 from proxy.fake_ollama.library import Library, Model
 from proxy.fake_ollama.names import parse_name
+from proxy.fake_ollama.refusals import refuse
 from proxy.fake_ollama.scheduler import Scheduler
 from proxy.fake_ollama.wire import Answer
 
@@ -26,16 +25,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MODELS = ("llama3.2", "qwen3:8b", "nomic-embed-text")
 BACKLOG = 4096
-OPENAI_TYPES = {400: "invalid_request_error", 404: "not_found_error"}
-ANTHROPIC_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    529: "overloaded_error",
-}
 
 
 class FakeOllama:
@@ -411,22 +400,3 @@ def model_of(body: bytes) -> str | None:
     except orjson.JSONDecodeError:
         return None
     return value.get("model") or value.get("name") if isinstance(value, dict) else None
-
-
-async def refuse(call: Call, error: ApiError) -> None:
-    """The error in the shape of the route's family."""
-    await call.hold_first_byte()
-    family = routing.family(call.path)
-    text = "EOF" if isinstance(error, EmptyRequest) and family != routing.NATIVE else error.text
-    if family == routing.NATIVE or error.native:
-        kind = JSON_UTF8 if error.charset else JSON
-        await call.answer.whole(error.status, kind, encode({"error": text, **error.extra}))
-        return
-    value: dict[str, Any]
-    if family == routing.ANTHROPIC:
-        detail = {"type": ANTHROPIC_TYPES.get(error.status, "api_error"), "message": text}
-        value = {"type": "error", "error": detail, "request_id": "req_" + random_id(24, HEX)}
-    else:
-        kind = OPENAI_TYPES.get(error.status, "api_error")
-        value = {"error": {"message": text, "type": kind, "param": None, "code": None}}
-    await call.answer.whole(error.status, JSON, encode(value) + b"\n")

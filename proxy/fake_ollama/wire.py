@@ -136,7 +136,8 @@ class Answer:
         if self._zip:
             await self._write(self._framed(self._zip.flush()))
         if self.http11:
-            await self._write(b"0\r\n\r\n")
+            # No turn of the loop after it: the caller may leave now, and has seen it all.
+            await self._send(b"", b"0\r\n\r\n")
 
     def _take_held(self) -> bytes:
         data = b"".join(self._held)
@@ -159,7 +160,8 @@ class Answer:
 
     async def _send(self, head: bytes, body: bytes) -> None:
         if self._packets:
-            await self._packets.write(head, head=True)
+            if head:
+                await self._packets.write(head, head=True)
             if body:
                 await self._packets.write(body)
             return
