@@ -227,7 +227,7 @@ class Exchange:
         if not self.writes_body:
             self.remaining = None
         elif self.remaining is None:
-            lines.append(self._framing(len(body), more))
+            lines += self._framing(len(body), more)
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
@@ -253,16 +253,16 @@ class Exchange:
             lines.append(b"%b: %b\r\n" % (lowered, value))
         return lines
 
-    def _framing(self, size: int, more: bool) -> bytes:
+    def _framing(self, size: int, more: bool) -> tuple[bytes, ...]:
         """How the end of the body will be known, if the application gave no length."""
         if not more:
             self.remaining = size
-            return b"content-length: %d\r\n" % size
+            return (b"content-length: %d\r\n" % size,)
         if self.version == "1.1":
             self.chunked = True
-            return b"transfer-encoding: chunked\r\n"
-        self.keep_alive = False
-        return b""
+            return (b"transfer-encoding: chunked\r\n",)
+        # HTTP/1.0 is never kept alive: its body ends with the connection.
+        return ()
 
     def _send_body(self, body: bytes, more: bool, head: bytes = b"") -> None:
         write = self.protocol.transport.write

@@ -47,14 +47,14 @@ WEBSOCKET_PREFIX = b"/ws/"
 HANGUP = getattr(select, "POLLRDHUP", 0)
 
 
-class _Nowhere:
-    """Takes what would be appended to the headers once they are complete: trailers."""
+class _Nowhere(list[tuple[bytes, bytes]]):
+    """The header list while no head is being read: trailers are added to it, and vanish."""
 
     def append(self, header: tuple[bytes, bytes]) -> None:
         pass
 
 
-NOWHERE: Any = _Nowhere()
+NOWHERE = _Nowhere()
 
 
 class GatewayProtocol(HttpToolsProtocol):

@@ -1,0 +1,54 @@
+import pytest
+
+from .wire import Server
+
+# Long enough for a loaded machine to send a head in one go, short enough to wait for.
+QUICK = {
+    "header_seconds": 1.0,
+    "keepalive_seconds": 1.5,
+    "body_grace_seconds": 0.5,
+    "stall_seconds": 0.7,
+    "linger_seconds": 1.0,
+    "drain_seconds": 5.0,
+}
+
+
+@pytest.fixture(scope="session")
+def shared_server():
+    """One process with its usual deadlines, for all tests that ask nothing special of it."""
+    server = Server(max_connections_per_address=1000)
+    yield server
+    server.end()
+
+
+@pytest.fixture
+def server(shared_server):
+    shared_server.ask("/_reset")
+    return shared_server
+
+
+@pytest.fixture(scope="session")
+def shared_quick_server():
+    server = Server(**QUICK, max_connections_per_address=1000)
+    yield server
+    server.end()
+
+
+@pytest.fixture
+def quick_server(shared_quick_server):
+    """A server whose deadlines pass within a second or two."""
+    shared_quick_server.ask("/_reset")
+    return shared_quick_server
+
+
+@pytest.fixture
+def start_server():
+    servers = []
+
+    def start(**options):
+        servers.append(Server(**options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.end()
