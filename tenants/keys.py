@@ -65,16 +65,16 @@ def make_clear_text() -> tuple[str, str]:
 
 
 def create_key(tenant: Tenant, name: str, *, user: User | None = None, **fields: object) -> NewKey:
-    """A new key of a tenant. `fields` are columns of ApiKey."""
-    prefix, clear_text = make_clear_text()
-    row = ApiKey.objects.create(
-        tenant=tenant,
-        user=user,
-        name=name,
-        prefix=prefix,
-        digest=digest(clear_text.encode(), settings.KEY_PEPPER),
-        **fields,
-    )
+    """A new key of a tenant. `fields` are columns of ApiKey. Raises ValidationError."""
+    return issue(ApiKey(tenant=tenant, user=user, name=name, **fields))
+
+
+def issue(row: ApiKey) -> NewKey:
+    """Gives a row that was not saved yet its secret, and saves it. Raises ValidationError."""
+    row.prefix, clear_text = make_clear_text()
+    row.digest = digest(clear_text.encode(), settings.KEY_PEPPER)
+    row.full_clean()
+    row.save(force_insert=True)
     return NewKey(row, clear_text)
 
 

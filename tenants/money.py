@@ -1,4 +1,4 @@
-"""Money as people write it, and as it is kept: whole nano-units (10⁻⁹) of the installation's one currency. No floats."""
+"""Money as people write it, and as it is kept: whole nano-units (10⁻⁹) of the one currency. No floats."""
 
 from decimal import Decimal, InvalidOperation
 

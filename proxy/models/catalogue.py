@@ -1,7 +1,23 @@
 """Names and rules of models."""
 
+import re
+
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import Q
+
+# What Go's time.ParseDuration takes, or a number of seconds.
+_DURATION = re.compile(r"[-+]?((\d+(\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h))+|[-+]?\d+(\.\d*)?", re.ASCII)
+
+
+def validate_keep_alive(value: str) -> None:
+    if not _DURATION.fullmatch(value):
+        raise ValidationError('Write a duration such as "30m" or "1h30m", a number of seconds, or -1 for ever.')
+
+
+def validate_load_options(value: object) -> None:
+    if not isinstance(value, dict) or not all(isinstance(option, bool | int | float) for option in value.values()):
+        raise ValidationError('Write an object of numbers, true and false, e.g. {"num_gpu": 99}.')
 
 
 class ModelAlias(models.Model):
@@ -30,10 +46,14 @@ class ModelPolicy(models.Model):
     load_options = models.JSONField(
         default=dict,
         blank=True,
+        validators=[validate_load_options],
         help_text='Further load-time options, e.g. {"num_gpu": 99}. Empty: the server decides.',
     )
     keep_alive = models.CharField(
-        max_length=20, blank=True, help_text='E.g. "30m", or -1 for ever. Empty: the server decides.'
+        max_length=20,
+        blank=True,
+        validators=[validate_keep_alive],
+        help_text='E.g. "30m", or -1 for ever. Empty: the server decides.',
     )
     max_output_tokens = models.PositiveIntegerField(null=True, blank=True, help_text="Empty: the gateway's maximum.")
     created_at = models.DateTimeField(auto_now_add=True)

@@ -3,11 +3,17 @@
 from datetime import datetime
 from typing import Self
 
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
 
 from tenants.models.people import Tenant, User
+
+
+def validate_model_names(value: object) -> None:
+    if not isinstance(value, list) or not all(isinstance(name, str) and name.strip() for name in value):
+        raise ValidationError('Write a list of names or patterns, e.g. ["llama3.2", "qwen3:*"].')
 
 
 class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
@@ -59,6 +65,7 @@ class ApiKey(models.Model):
     models_allowed = models.JSONField(
         default=list,
         blank=True,
+        validators=[validate_model_names],
         help_text='Names or patterns, e.g. ["llama3.2", "qwen3:*"]. Empty: all models of the gateway.',
     )
     may_infer = models.BooleanField("may generate", default=True, help_text="Generate, chat and embed.")

@@ -1,11 +1,13 @@
 """From where, and how much."""
 
+from contextlib import suppress
 from ipaddress import ip_network
 
 from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import Q
 
+from tenants import money
 from tenants.models.keys import ApiKey
 from tenants.models.people import Tenant, User
 
@@ -56,6 +58,8 @@ class IPRule(models.Model):
         return f"{self.action} {self.cidr}"
 
     def clean(self) -> None:
+        with suppress(ValueError):  # which the field's validator reports
+            self.cidr = str(ip_network(self.cidr))
         if self.acts_as_id and (self.tenant_id or self.key_id or self.action != self.Action.ALLOW):
             raise ValidationError({"acts_as": "Only a rule that allows a network for all can act as a key."})
         if self.tenant_id and self.key_id:
@@ -75,7 +79,7 @@ class Limit(models.Model):
     class Metric(models.TextChoices):
         REQUESTS = "requests"
         TOKENS = "tokens"
-        COST = "cost", "cost (nano-units)"
+        COST = "cost"
         CONCURRENT = "concurrent", "concurrent calls"
 
     class Window(models.TextChoices):
@@ -98,7 +102,7 @@ class Limit(models.Model):
     metric = models.CharField(max_length=10, choices=Metric)
     window = models.CharField(max_length=10, choices=Window, default=Window.NONE)
     window_seconds = models.PositiveIntegerField(null=True, blank=True)
-    amount = models.PositiveBigIntegerField(help_text="0 refuses everything.")
+    amount = models.PositiveBigIntegerField(help_text="Cost: in nano-units. 0 refuses everything.")
     mode = models.CharField(max_length=10, choices=Mode, default=Mode.ENFORCE)
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -127,7 +131,9 @@ class Limit(models.Model):
 
     def __str__(self) -> str:
         window = f"{self.window_seconds} s" if self.window == self.Window.SECONDS else self.window
-        return f"{self.amount} {self.metric} per {window} for {self.subject}"
+        amount = money.shown(self.amount) if self.metric == self.Metric.COST else self.amount
+        per = "" if self.metric == self.Metric.CONCURRENT else f" per {window}"
+        return f"{amount} {self.metric}{per} for {self.subject}"
 
     @property
     def subject(self) -> str:

@@ -63,3 +63,16 @@ class DailyUsage(Sums):
 
     def __str__(self) -> str:
         return f"{self.day} {self.model}"
+
+
+class Retention(models.Model):
+    """One row, once records were pruned: from when on records are complete. Before, only the roll-ups tell."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1, editable=False)
+    records_since = models.DateTimeField()
+
+    class Meta:
+        constraints = [models.CheckConstraint(condition=models.Q(id=1), name="retention_one_row")]
+
+    def __str__(self) -> str:
+        return f"records since {self.records_since:%Y-%m-%d %H:%M}"
