@@ -1,12 +1,15 @@
 """JSON as Go's encoding/json reads and writes it."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NoReturn
 
 import orjson
 
+AFTER_PAIR = "after object key:value pair"
+STRING_LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 MAX_DEPTH_ERROR = "exceeded max depth"
 
 
@@ -32,7 +35,7 @@ class Kind:
 
     def fits(self, value: Any) -> bool:
         if value is None:
-            return True
+            return self.pointer
         if self.struct is not None:
             return type(value) is dict and self.struct.fits(value)
         if self.item is not None:
@@ -136,14 +139,29 @@ def go_syntax_error(error: json.JSONDecodeError) -> str:
         "Illegal trailing comma before end of object": "looking for beginning of object key string",
         "Illegal trailing comma before end of array": "looking for beginning of value",
         "Expecting ':' delimiter": "after object key",
-        "Expecting ',' delimiter": "after object key:value pair",
+        "Expecting ',' delimiter": AFTER_PAIR,
         "Invalid control character at": "in string literal",
         "Invalid \\escape": "in string escape code",
         "Invalid \\uXXXX escape": "in \\u hexadecimal character escape",
     }.get(error.msg, "looking for beginning of value")
+    if where == AFTER_PAIR and in_array(error.doc[: error.pos]):
+        where = "after array element"
     char = error.doc[error.pos]
     shown = {"'": "\\'", '"': '"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(char, char)
     return f"invalid character '{shown}' {where}"
+
+
+def in_array(text: str) -> bool:
+    """Whether the innermost bracket still open is a square one."""
+    depth = 0
+    for char in reversed(STRING_LITERAL.sub("", text)):
+        if char in "]}":
+            depth += 1
+        elif char in "[{":
+            if depth == 0:
+                return char == "["
+            depth -= 1
+    return False
 
 
 def bind_struct(struct: Struct, pairs: Pairs, into: dict[str, Any], path: str) -> dict[str, Any]:

@@ -42,7 +42,8 @@ AUTOMATIC = LoadOptions()
 class Runner:
     """A loaded model: so many slots, given out in order of arrival."""
 
-    def __init__(self, model: Model, options: LoadOptions, context: int, slots: int) -> None:
+    def __init__(self, log: CallLog, model: Model, options: LoadOptions, context: int, slots: int) -> None:
+        self.log = log
         self.model = model
         self.options = options
         self.context = context
@@ -65,6 +66,7 @@ class Runner:
             return
         place = asyncio.get_running_loop().create_future()
         self._line.append(place)
+        self.log.changed()
         try:
             await place
         except asyncio.CancelledError:
@@ -286,7 +288,9 @@ class Scheduler:
 
     def _install(self, pending: Pending) -> Runner:
         model = pending.model
-        runner = Runner(model, pending.options, self.context_for(model, pending.options), self.slots_for(model))
+        runner = Runner(
+            self.log, model, pending.options, self.context_for(model, pending.options), self.slots_for(model)
+        )
         used = sum(other.size_vram for other in self.runners.values())
         runner.size_vram = max(0, min(runner.size, int(self.vram * GIB) - used))
         runner.keep_alive = self.keep_alive

@@ -1,5 +1,6 @@
 import asyncio
 import json
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import httpx
@@ -122,6 +123,17 @@ class Wire:
                 await writer.wait_closed()
             except OSError:
                 pass
+
+
+@asynccontextmanager
+async def serving(**settings):
+    """A fake with settings of its own, and a wire to it."""
+    async with FakeOllama(**settings) as fake:
+        wire = Wire(fake)
+        try:
+            yield fake, wire
+        finally:
+            await wire.close()
 
 
 @pytest.fixture

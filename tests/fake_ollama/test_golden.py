@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from proxy.fake_ollama import FakeOllama, Model
+from proxy.fake_ollama import Model
 
-from .conftest import Wire, chat
+from .conftest import chat, serving
 
 JSON_UTF8 = "application/json; charset=utf-8"
 NUMBERS = (
@@ -93,14 +93,12 @@ async def test_messages_with_unknown_model(wire):
 
 
 async def test_generate_with_a_full_load_queue():
-    async with FakeOllama(models=["a", "b", "c"], load_seconds=60, max_queue=1) as fake:
-        wire = Wire(fake)
+    async with serving(models=["a", "b", "c"], load_seconds=60, max_queue=1) as (fake, wire):
         await wire.send("POST", "/api/generate", {"model": "a", "prompt": "x"})
         await fake.saw("load")
         await wire.send("POST", "/api/generate", {"model": "b", "prompt": "x"})
         await fake.saw("queued")
         answer = await wire.post("/api/generate", {"model": "c", "prompt": "x"})
-        await wire.close()
     assert (answer.status, answer.header("Content-Type")) == (503, JSON_UTF8)
     assert answer.body == b'{"error":"server busy, please try again.  maximum pending requests exceeded"}'
     assert answer.header("Retry-After") is None
@@ -118,9 +116,7 @@ async def test_unload(wire):
 async def test_pull_of_an_unknown_model(wire):
     answer = await wire.post("/api/pull", {"model": "nope"})
     assert (answer.status, answer.header("Content-Type")) == (200, "application/x-ndjson")
-    assert answer.body == (
-        b'{"status":"pulling manifest"}\n{"error":"pull model manifest: file does not exist"}\n'
-    )
+    assert answer.body == (b'{"status":"pulling manifest"}\n{"error":"pull model manifest: file does not exist"}\n')
 
 
 async def test_generate_whose_runner_dies(fake, wire):
@@ -154,11 +150,14 @@ async def test_completion_stream_with_usage(fake, wire):
     assert (answer.status, answer.header("Content-Type")) == (200, "text/event-stream")
     same_events(
         answer,
-        'data: {"id":"cmpl-7","object":"text_completion","created":1787392800,"choices":[{"text":" there","index":0,"finish_reason":null}],'
+        'data: {"id":"cmpl-7","object":"text_completion","created":1787392800,'
+        '"choices":[{"text":" there","index":0,"finish_reason":null}],'
         '"model":"m","system_fingerprint":"fp_ollama","usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}}\n'
-        'data: {"id":"cmpl-7","object":"text_completion","created":1787392801,"choices":[{"text":"","index":0,"finish_reason":"stop"}],'
+        'data: {"id":"cmpl-7","object":"text_completion","created":1787392801,'
+        '"choices":[{"text":"","index":0,"finish_reason":"stop"}],'
         '"model":"m","system_fingerprint":"fp_ollama","usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}}\n'
-        'data: {"id":"cmpl-7","object":"text_completion","created":1787392801,"choices":[],"model":"m","system_fingerprint":"fp_ollama",'
+        'data: {"id":"cmpl-7","object":"text_completion","created":1787392801,'
+        '"choices":[],"model":"m","system_fingerprint":"fp_ollama",'
         '"usage":{"prompt_tokens":4,"completion_tokens":2,"total_tokens":6}}\n'
         "data: [DONE]",
     )
@@ -210,10 +209,8 @@ async def test_show(wire):
 
 
 async def test_v1_models_with_nothing_installed():
-    async with FakeOllama(models=[]) as fake:
-        wire = Wire(fake)
+    async with serving(models=[]) as (_, wire):
         answer = await wire.call("GET", "/v1/models")
-        await wire.close()
     assert (answer.status, answer.header("Content-Type")) == (200, "application/json")
     assert answer.body == b'{"object":"list","data":null}\n'
 
