@@ -1,4 +1,4 @@
-"""All settings, and the only reader of the environment. Runs with none set: SQLite and secrets of its own in DATA_DIR."""
+"""All settings, and the only reader of the environment. Runs with none set: SQLite and own secrets in DATA_DIR."""
 
 from pathlib import Path
 

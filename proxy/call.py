@@ -1,0 +1,144 @@
+"""All that is known about one call so far."""
+
+import asyncio
+import os
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from proxy import dialects
+from proxy.client_address import Address
+from proxy.dialects import Dialect
+from proxy.errors import Interruption
+from proxy.limits.memory import Reservation
+from proxy.metering import Meter
+from proxy.routes import Route
+from proxy.snapshot import Key, Model
+from usage.costs import PriceRow
+
+if TYPE_CHECKING:
+    from proxy.fleet.state import BackendState
+
+
+def new_id(epoch: float) -> str:
+    """A UUIDv7 (RFC 9562 §5.7) as 32 hex digits: ids sort by time, which keeps the table's index compact."""
+    tail = int.from_bytes(os.urandom(10), "big")
+    high = (int(epoch * 1000) & 0xFFFFFFFFFFFF) << 80 | 0x7 << 76 | (tail >> 68 & 0xFFF) << 64
+    return f"{high | 0b10 << 62 | tail & 0x3FFFFFFFFFFFFFFF:032x}"
+
+
+class Call:
+    """Times are seconds of the monotonic clock unless named epoch. Filled by the steps of GatewayConsumer in turn."""
+
+    __slots__ = (
+        "address",
+        "adjusted",
+        "admitted_at",
+        "answered_as_unloaded",
+        "asked",
+        "attempts",
+        "backend",
+        "bytes_in",
+        "bytes_out",
+        "client_request_id",
+        "context",
+        "deadline",
+        "deadline_reason",
+        "dialect",
+        "dispatched_at",
+        "end_user",
+        "error",
+        "first_byte_at",
+        "headers_sent",
+        "id",
+        "interruption",
+        "key",
+        "meter",
+        "method",
+        "model",
+        "model_digest",
+        "outcome",
+        "output_cap",
+        "path",
+        "price",
+        "queue_seconds",
+        "reservation",
+        "route",
+        "running",
+        "segment",
+        "started_at",
+        "started_epoch",
+        "status",
+        "stream",
+        "task",
+        "total_deadline",
+        "user_agent",
+    )
+
+    def __init__(self, method: str, path: bytes, address: Address | None, epoch: float) -> None:
+        self.id = new_id(epoch)
+        self.started_epoch = epoch
+        self.started_at = time.monotonic()
+        self.method = method
+        self.path = path
+        self.dialect: Dialect = dialects.of_path(path)
+        self.address = address
+        self.route: Route | None = None
+        self.key: Key | None = None
+        self.model: Model | None = None
+        self.asked = ""
+        self.model_digest = ""
+        self.stream = False
+        self.client_request_id = ""
+        self.user_agent = ""
+        self.end_user = ""
+
+        self.reservation: Reservation | None = None
+        self.price: PriceRow | None = None
+        self.output_cap = 0
+        self.adjusted: list[str] = []
+        self.context = 0  # the num_ctx it asks for
+        self.answered_as_unloaded = False
+
+        self.backend: BackendState | None = None
+        self.attempts = 0
+        self.admitted_at = 0.0
+        self.dispatched_at = 0.0
+        self.first_byte_at = 0.0
+        self.queue_seconds = 0.0
+        self.meter: Meter | None = None
+
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.status = 0
+        self.outcome = ""
+        self.error = ""
+        self.headers_sent = False
+        self.segment: Any = None  # the spool segment that holds its open entry
+
+        self.task: asyncio.Task[Any] | None = None
+        self.running = True
+        self.interruption: Interruption | None = None
+        # Judged by one sweeper a second for all calls; 0 = none.
+        self.deadline = 0.0
+        self.deadline_reason = Interruption.TOTAL
+        self.total_deadline = 0.0
+
+    def interrupt(self, reason: Interruption) -> None:
+        """Ends the call from outside its task. The first reason counts; after the end it does nothing."""
+        if self.running and self.interruption is None and self.task is not None:
+            self.interruption = reason
+            self.task.cancel()
+
+    def expect_within(self, seconds: float, reason: Interruption) -> None:
+        """Sets what the sweeper judges the present wait by."""
+        self.deadline = time.monotonic() + seconds if seconds else 0.0
+        self.deadline_reason = reason
+
+    @property
+    def started_text(self) -> str:
+        """RFC 3339, as Ollama writes `created_at`."""
+        return datetime.fromtimestamp(self.started_epoch, UTC).isoformat().replace("+00:00", "Z")
+
+    def note_first_byte(self) -> None:
+        self.first_byte_at = time.monotonic()

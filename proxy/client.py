@@ -1,0 +1,98 @@
+"""The client's side of one call, on any ASGI server."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from proxy.errors import BadRequest, Interruption, TooLarge
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+# Our own server tells of a departed client by a callback; elsewhere a task has to wait for it (15 µs a call).
+DISCONNECT_EXTENSION = "gateway.disconnect"
+
+
+class ClientGone(Exception):
+    """Left before its body was whole."""
+
+
+class Client:
+    __slots__ = ("_receive", "_scope", "_watcher", "headers", "send")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope = scope
+        self._receive = receive
+        self.send = send
+        self.headers: Headers = scope["headers"]
+        self._watcher: asyncio.Task[None] | None = None
+
+    def header(self, wanted: bytes) -> bytes | None:
+        for name, value in self.headers:
+            if name == wanted:
+                return value
+        return None
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body. Raises TooLarge as soon as it is known to be, ClientGone, BadRequest."""
+        declared = self.header(b"content-length")
+        if declared is not None:
+            if not declared.isdigit():
+                raise BadRequest("Content-Length is no number")
+            if int(declared) > limit:
+                raise _too_large(limit)
+        event = await self._next()
+        if not event.get("more_body"):
+            body = event.get("body", b"")
+            if len(body) > limit:
+                raise _too_large(limit)
+            return bytes(body)
+        parts = [event.get("body", b"")]
+        size = len(parts[0])
+        while event.get("more_body"):
+            if size > limit:
+                raise _too_large(limit)
+            event = await self._next()
+            parts.append(event.get("body", b""))
+            size += len(parts[-1])
+        if size > limit:
+            raise _too_large(limit)
+        return b"".join(parts)
+
+    async def _next(self) -> dict[str, Any]:
+        event = await self._receive()
+        if event["type"] == "http.disconnect":
+            raise ClientGone
+        return event
+
+    def on_departure(self, interrupt: Callable[[Interruption], None]) -> None:
+        """Calls back once if the client leaves before the answer is complete. Only after the body was read."""
+        register = self._scope.get("extensions", {}).get(DISCONNECT_EXTENSION)
+        if register is not None:
+            register(lambda: interrupt(Interruption.CLIENT_GONE))
+        else:
+            self._watcher = asyncio.create_task(self._watch(interrupt))
+
+    async def _watch(self, interrupt: Callable[[Interruption], None]) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        interrupt(Interruption.CLIENT_GONE)
+
+    def stop_watching(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    async def start(self, status: int, headers: Headers) -> None:
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def write(self, chunk: bytes) -> None:
+        await self.send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def end(self, chunk: bytes = b"") -> None:
+        await self.send({"type": "http.response.body", "body": chunk, "more_body": False})
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge("body_too_large", f"The body is larger than the {limit} bytes that are accepted.")

@@ -1,0 +1,156 @@
+"""The path of a call: the steps, in order."""
+
+import logging
+
+from channels.consumer import AsyncConsumer
+
+from proxy import headers as header_rules
+from proxy import listings, metrics
+from proxy.call import Call
+from proxy.client import Client, ClientGone, Headers, Receive, Scope, Send
+from proxy.client_address import client_address
+from proxy.dispatch import Dispatch
+from proxy.errors import (
+    InternalError,
+    LoopDetected,
+    MethodNotAllowed,
+    NotFound,
+    Refusal,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+)
+from proxy.requests import read_request, unloaded
+from proxy.routes import ROUTES, Kind, Route
+from proxy.runtime import Runtime
+from proxy.snapshot import Key
+
+logger = logging.getLogger(__name__)
+
+JSON = b"application/json; charset=utf-8"
+TEXT = b"text/plain; charset=utf-8"
+# How old a listing may be, seconds: the probes come round every two.
+LISTING_AGE = 1.0
+
+
+class GatewayConsumer(AsyncConsumer):
+    """Reads `receive` itself: Channels' dispatch would hop for each of the messages a large body arrives in."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.runtime.snapshot is None:
+            await self.runtime.start()
+        client = Client(scope, receive, send)
+        call = self.new_call(scope, client)
+        try:
+            await self.answer(call, client)
+        except Refusal as refusal:
+            if call.reservation is None:
+                metrics.observe_refusal(call, refusal.code)
+            await self.refuse(call, client, refusal)
+        except ClientGone:
+            pass  # nobody to answer, and nothing was admitted
+        except Exception:
+            # An exception that escapes after the headers kills the reaper of Daphne 4.2:
+            # every later failure in this process then hangs, instead of answering 500.
+            logger.exception("Could not answer %s", call.id)
+            await self.refuse(call, client, InternalError())
+
+    def new_call(self, scope: Scope, client: Client) -> Call:
+        peer = scope.get("client")
+        forwarded = (value.decode("latin-1") for name, value in client.headers if name == b"x-forwarded-for")
+        address = client_address(peer[0] if peer else "", forwarded, self.runtime.configuration.trusted_proxies)
+        raw_path = scope.get("raw_path") or scope["path"].encode()
+        return Call(scope["method"], raw_path, address, self.runtime.now())
+
+    async def answer(self, call: Call, client: Client) -> None:
+        runtime = self.runtime
+        kind = self.find_route(call).kind
+        if kind is Kind.ROOT:
+            await self.say(call, client, listings.ROOT, TEXT)
+            return
+        self.check_passable(client)
+        key = self.authenticate(call, client)
+        if kind in (Kind.VERSION, Kind.TAGS, Kind.PS):
+            await runtime.fleet.refresh(LISTING_AGE)
+            await self.say(call, client, listings.answer(kind, runtime.fleet, key), JSON)
+            return
+        request = await read_request(call, client, runtime.rules(), runtime.configuration)
+        if call.answered_as_unloaded:
+            await self.say(call, client, unloaded(call), JSON)
+            return
+        refusal = await Dispatch(runtime, call, client).run(request)
+        if refusal is not None:
+            await self.refuse(call, client, refusal)
+
+    def find_route(self, call: Call) -> Route:
+        methods = ROUTES.get(call.path)
+        if methods is None:
+            raise NotFound("unknown_route", "404 page not found")
+        route = call.route = methods.get(call.method)
+        if route is None:
+            allow = ", ".join(methods).encode()
+            raise MethodNotAllowed("method_not_allowed", "405 method not allowed", headers={b"allow": allow})
+        return route
+
+    def check_passable(self, client: Client) -> None:
+        """Refuses calls that came through ourselves, and all calls while the gateway ends."""
+        marker = client.header(header_rules.LOOP_MARKER)
+        if marker is not None:
+            hops = [hop.strip() for hop in marker.split(b",")]
+            if self.runtime.instance in hops or len(hops) > header_rules.MAX_HOPS:
+                raise LoopDetected("loop", "This gateway is its own backend. Check the addresses of the backends.")
+        if self.runtime.draining:
+            raise Unavailable("draining", "The gateway is shutting down. Try again.", retry_after=2)
+
+    def authenticate(self, call: Call, client: Client) -> Key:
+        runtime = self.runtime
+        assert call.route is not None
+        try:
+            call.key = runtime.admission.admit(
+                runtime.rules(), call.route, client.headers, call.address, call.started_epoch
+            )
+        except Unauthorized:
+            if seconds := runtime.credential_failures.count(call.address):
+                message = "Too many calls with keys that are not accepted came from this address."
+                raise TooManyRequests("too_many_failures", message, retry_after=seconds) from None
+            raise
+        return call.key
+
+    async def say(self, call: Call, client: Client, body: bytes, kind: bytes) -> None:
+        """An answer of our own."""
+        headers: Headers = [
+            (b"content-type", kind),
+            (b"content-length", b"%d" % len(body)),
+            (b"x-request-id", call.id.encode()),
+            *header_rules.SAFETY,
+        ]
+        if call.adjusted:
+            headers.append((b"x-gateway-adjusted", ", ".join(call.adjusted).encode("ascii", "replace")))
+        await client.start(200, headers)
+        await client.end(b"" if call.method == "HEAD" else body)
+
+    async def refuse(self, call: Call, client: Client, refusal: Refusal) -> None:
+        """The error in the dialect of the route: an answer of its own, or the end of the stream that has begun."""
+        arguments = (refusal.status, refusal.code, refusal.message, call.id)
+        if call.headers_sent:
+            if call.stream:
+                await client.end(call.dialect.stream_error(*arguments))
+            # A unary answer that broke off cannot say so: left without its end, the server closes the connection.
+            return
+        body = call.dialect.error(*arguments)
+        headers: Headers = [
+            (b"content-type", JSON),
+            (b"content-length", b"%d" % len(body)),
+            (b"x-request-id", call.id.encode()),
+            (b"x-gateway-error", refusal.code.encode()),
+            *header_rules.SAFETY,
+            *refusal.headers.items(),
+        ]
+        if refusal.retry_after is not None:
+            headers.append((b"retry-after", b"%d" % max(-(-refusal.retry_after // 1), 1)))
+        call.headers_sent = True
+        await client.start(refusal.status, headers)
+        await client.end(b"" if call.method == "HEAD" else body)

@@ -1,0 +1,29 @@
+"""How often an address may present credentials that are not accepted (threat A3). Valid ones are never counted."""
+
+import time
+from collections import OrderedDict
+
+from proxy.client_address import Address
+
+REMEMBERED = 10_000
+
+
+class CredentialFailures:
+    """A token bucket per address, of this process."""
+
+    def __init__(self, per_minute: int) -> None:
+        self.per_minute = per_minute
+        self._buckets: OrderedDict[Address | None, tuple[float, float]] = OrderedDict()  # → (tokens, when)
+
+    def count(self, address: Address | None) -> float:
+        """Counts one failure; returns for how many seconds further ones are answered with 429, 0 = not yet."""
+        now = time.monotonic()
+        tokens, when = self._buckets.pop(address, (float(self.per_minute), now))
+        tokens = min(tokens + (now - when) * self.per_minute / 60, float(self.per_minute))
+        if len(self._buckets) >= REMEMBERED:
+            self._buckets.popitem(last=False)
+        if tokens < 1:
+            self._buckets[address] = (tokens, now)
+            return (1 - tokens) * 60 / self.per_minute
+        self._buckets[address] = (tokens - 1, now)
+        return 0.0

@@ -1,0 +1,220 @@
+"""Ollama's own dialect: its fields, what policy sets in them, its usage, its errors. Pure."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from proxy import body
+from proxy.body import Schema
+from proxy.dialects.base import Usage, go_json
+from proxy.errors import BadRequest
+
+LOAD_OPTIONS = frozenset(("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict"))
+
+OPTIONS = Schema(
+    {
+        **dict.fromkeys(
+            ("num_keep", "seed", "num_predict", "top_k", "repeat_last_n", "num_ctx", "num_batch", "num_gpu"),
+            body.integer,
+        ),
+        **dict.fromkeys(("main_gpu", "num_thread", "draft_num_predict"), body.integer),
+        **dict.fromkeys(
+            ("top_p", "min_p", "typical_p", "temperature", "repeat_penalty", "presence_penalty", "frequency_penalty"),
+            body.number,
+        ),
+        "stop": body.texts,
+        "use_mmap": body.boolean,
+    }
+)
+
+MESSAGE = Schema(
+    {
+        "role": body.text,
+        "content": body.text,
+        "thinking": body.text,
+        "images": body.texts,
+        "tool_calls": body.array,
+        "tool_name": body.text,
+        "tool_call_id": body.text,
+    }
+)
+
+
+def keep_alive(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, str) or type(value) in (int, float):
+        return value
+    raise BadRequest(f'"{name}" must be a number of seconds or a duration such as "5m"')
+
+
+def think(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, bool) or value in ("low", "medium", "high", "max"):
+        return value
+    raise BadRequest(f'"{name}" must be true, false, "low", "medium", "high" or "max"')
+
+
+def output_format(name: str, value: Any) -> Any:
+    if value is None or value in ("", "json") or isinstance(value, dict):
+        return value
+    raise BadRequest(f'"{name}" must be "json" or a JSON schema')
+
+
+def top_logprobs(name: str, value: Any) -> Any:
+    value = body.integer(name, value)
+    if value is not None and not 0 <= value <= 20:
+        raise BadRequest("top_logprobs must be between 0 and 20")
+    return value
+
+
+def texts_or_text(name: str, value: Any) -> Any:
+    return value if isinstance(value, str) else body.texts(name, value)
+
+
+_COMMON = {
+    "model": body.text,
+    "keep_alive": keep_alive,
+    "options": body.nested(OPTIONS),
+    "truncate": body.boolean,
+}
+_GENERATION = {
+    **_COMMON,
+    "stream": body.boolean,
+    "format": output_format,
+    "think": think,
+    "shift": body.boolean,
+    "logprobs": body.boolean,
+    "top_logprobs": top_logprobs,
+    "_debug_render_only": body.boolean,
+}
+CHAT = Schema({**_GENERATION, "messages": body.list_of(MESSAGE), "tools": body.array})
+GENERATE = Schema(
+    {
+        **_GENERATION,
+        **dict.fromkeys(("prompt", "suffix", "system", "template"), body.text),
+        "raw": body.boolean,
+        "images": body.texts,
+        "context": body.integers,
+    }
+)
+EMBED = Schema({**_COMMON, "input": texts_or_text, "dimensions": body.integer})
+EMBEDDINGS = Schema({**_COMMON, "prompt": body.text})
+SHOW = Schema(
+    {
+        "model": body.text,
+        "name": body.text,
+        "verbose": body.boolean,
+        "system": body.text,
+        "options": body.nested(OPTIONS),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """What the gateway decides for a call of a model, whatever the call asks for."""
+
+    output_cap: int  # the most it may generate
+    output_default: int  # what a call gets that names no cap
+    num_ctx: int | None = None
+    load_options: tuple[tuple[str, Any], ...] = ()
+    keep_alive: str | float | None = None
+    may_unload: bool = False
+
+
+def asked_context(request: dict[str, Any]) -> int:
+    """The num_ctx that a call asks for; 0 = none."""
+    options = request.get("options")
+    return max(options.get("num_ctx") or 0, 0) if options else 0
+
+
+def pin(request: dict[str, Any], pin: Pin, *, generates: bool) -> tuple[int, list[str]]:
+    """Writes policy into a request; returns the output cap (tokens) and the names of what was changed."""
+    changed: list[str] = []
+    for name in ("_debug_render_only", "shift"):
+        if request.pop(name, None) is not None:
+            changed.append(name)
+    asked = request.pop("keep_alive", None)
+    if asked is not None and pin.may_unload:
+        request["keep_alive"] = asked
+    elif pin.keep_alive is not None:
+        request["keep_alive"] = pin.keep_alive
+    if asked is not None and request.get("keep_alive") != asked:
+        changed.append("keep_alive")
+    options = _pinned_options(request.get("options") or {}, pin, changed)
+    cap = _capped_output(options, pin, changed) if generates else 0
+    if options:
+        request["options"] = options
+    else:
+        request.pop("options", None)
+    return cap, changed
+
+
+def _pinned_options(asked: dict[str, Any], pin: Pin, changed: list[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for name, value in asked.items():
+        if value is None:
+            continue
+        if name in LOAD_OPTIONS or name not in OPTIONS.names:
+            changed.append(f"options.{name}")
+        else:
+            options[name] = value
+    options.update(pin.load_options)
+    if pin.num_ctx:
+        options["num_ctx"] = pin.num_ctx
+        if asked.get("num_ctx") == pin.num_ctx:
+            changed.remove("options.num_ctx")
+    return options
+
+
+def _capped_output(options: dict[str, Any], pin: Pin, changed: list[str]) -> int:
+    asked = options.get("num_predict")
+    # 0 means "unbounded" to Ollama, and so do negative numbers.
+    cap = min(asked, pin.output_cap) if asked is not None and asked > 0 else min(pin.output_default, pin.output_cap)
+    if cap != asked:
+        options["num_predict"] = cap
+        changed.append(f"options.num_predict={cap}")
+    return cap
+
+
+def wants_stream(request: dict[str, Any]) -> bool:
+    return request.get("stream") is not False
+
+
+def is_empty_generation(request: dict[str, Any]) -> bool:
+    """A request that only loads or unloads its model."""
+    return not request.get("prompt") and not request.get("messages") and not request.get("images")
+
+
+def unloads(request: dict[str, Any]) -> bool:
+    """keep_alive 0 in any of the spellings that Ollama takes for it, and nothing to generate."""
+    value = request.get("keep_alive")
+    if value is None or not is_empty_generation(request):
+        return False
+    if isinstance(value, str):
+        digits = value.strip().lstrip("+-").rstrip("nuµmsh")
+        return bool(digits) and set(digits) <= set("0.")
+    return bool(value == 0)
+
+
+def usage(answer: dict[str, Any]) -> Usage:
+    """The counts of a final object. Absent counts are 0, not errors: Go omits what is zero."""
+    return Usage(
+        done=answer.get("done", True) is True,
+        prompt_tokens=answer.get("prompt_eval_count"),
+        completion_tokens=answer.get("eval_count"),
+        total_ns=answer.get("total_duration"),
+        load_ns=answer.get("load_duration"),
+        prefill_ns=answer.get("prompt_eval_duration"),
+        decode_ns=answer.get("eval_duration"),
+        done_reason=answer.get("done_reason"),
+        error=answer.get("error"),
+    )
+
+
+class Ollama:
+    name = "ollama"
+
+    def error(self, status: int, code: str, message: str, request_id: str) -> bytes:
+        # Always a string: ollama-js and the CLI insist on it.
+        return go_json({"error": message})
+
+    def stream_error(self, status: int, code: str, message: str, request_id: str) -> bytes:
+        return go_json({"error": message}) + b"\n"

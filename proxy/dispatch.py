@@ -1,0 +1,303 @@
+"""From an admitted call to its end: reserve, record, a backend, the answer; and whatever happens, settle and close."""
+
+import asyncio
+import logging
+import time
+from datetime import UTC, datetime
+
+import orjson
+
+from proxy import headers as header_rules
+from proxy import metrics
+from proxy.call import Call
+from proxy.client import Client, Headers
+from proxy.dialects import ollama
+from proxy.errors import (
+    BackendFault,
+    BadGateway,
+    GatewayTimeout,
+    InternalError,
+    Interruption,
+    Refusal,
+    Unauthorized,
+    Unavailable,
+    Unreachable,
+)
+from proxy.fleet.state import BackendState
+from proxy.ledger.rows import AT, Row
+from proxy.limits import Amounts
+from proxy.metering import AnswerMeter, EmbeddingMeter, LineMeter, Meter, NothingToMeter
+from proxy.relay import Relay, busy, refusal_of
+from proxy.requests import Request
+from proxy.routes import Kind
+from proxy.runtime import Runtime
+from proxy.upstream.wire import Answer
+from usage.costs import cost_nano, pick
+
+logger = logging.getLogger(__name__)
+access_log = logging.getLogger("proxy.access")
+
+MAX_ATTEMPTS = 2
+CLIENT_CLOSED_REQUEST = 499  # as nginx and Caddy have it
+
+# What an interruption is to the record (outcome), and to a client that still waits.
+_ENDINGS: dict[Interruption, tuple[str, type[Refusal], str]] = {
+    Interruption.CLIENT_GONE: ("cancelled", Unavailable, "The client left."),
+    Interruption.WITHDRAWN: ("cut", Unauthorized, "The right to make this call was withdrawn."),
+    Interruption.CANCELLED: ("cancelled", Unavailable, "An administrator cancelled this call."),
+    Interruption.FIRST_BYTE: ("timeout", GatewayTimeout, "The backend took too long to begin its answer."),
+    Interruption.GAP: ("timeout", GatewayTimeout, "The backend fell silent in mid-answer."),
+    Interruption.TOTAL: ("timeout", GatewayTimeout, "The call took longer than a call may."),
+    Interruption.LINE: ("refused_in_line", Unavailable, "No slot became free in time. Try again."),
+    Interruption.DRAIN: ("interrupted", Unavailable, "The gateway is shutting down. Try again."),
+}
+_FAULTS_OF_BACKENDS = (Interruption.FIRST_BYTE, Interruption.GAP)
+
+
+class Dispatch:
+    """One call, from its admission on."""
+
+    def __init__(self, runtime: Runtime, call: Call, client: Client) -> None:
+        self.runtime = runtime
+        self.call = call
+        self.client = client
+        self.prices = runtime.rules().tables.prices
+
+    async def run(self, request: Request) -> Refusal | None:
+        """Returns the refusal that the client is still owed, if any. Raises Refusal where nothing was admitted."""
+        call = self.call
+        payload = orjson.dumps(request)
+        row = self._admit()
+        call.task = asyncio.current_task()
+        self.runtime.began(call)
+        refusal: Refusal | None = None
+        try:
+            self.client.on_departure(call.interrupt)
+            await self._relay(payload)
+        except Refusal as exc:
+            refusal = exc
+        except asyncio.CancelledError:
+            if call.interruption is None:
+                call.interruption = Interruption.DRAIN  # the server ends its tasks
+            elif call.task is not None:
+                call.task.uncancel()
+            refusal = self._interrupted(call.interruption)
+        except Exception:
+            logger.exception("The call %s failed", call.id)
+            refusal = InternalError()
+        finally:
+            call.running = False
+            self.client.stop_watching()
+            self._settle(row, refusal)
+        return None if call.interruption is Interruption.CLIENT_GONE else refusal
+
+    def _admit(self) -> Row:
+        """Reserves against all limits and opens the record, or neither."""
+        call, runtime = self.call, self.runtime
+        assert call.key is not None
+        assert call.model is not None
+        prompt = -(-call.bytes_in // 4)
+        self._choose_price("")
+        cost = cost_nano(call.price, prompt, call.output_cap, 0) if call.price else 0
+        call.reservation = runtime.limits.reserve(
+            call.key.rules, call.model.served.canonical, str(call.address), Amounts(prompt + call.output_cap, cost)
+        )
+        try:
+            return runtime.ledger.admit(call)
+        except Refusal:
+            runtime.limits.release(call.reservation)
+            raise
+
+    def _choose_price(self, backend: str) -> None:
+        """The price at the moment of admission; a backend may have one of its own."""
+        call = self.call
+        if self.prices and call.model is not None:
+            at = datetime.fromtimestamp(call.started_epoch, UTC)
+            call.price = pick(self.prices, call.model.served.canonical, backend, at)
+
+    async def _relay(self, payload: bytes) -> None:
+        """Finds a backend, sends the call, passes its answer on; on another backend where that is safe."""
+        call, fleet = self.call, self.runtime.fleet
+        assert call.model is not None
+        assert call.route is not None
+        call.total_deadline = call.started_at + self.runtime.configuration.total_seconds
+        needs_slot = call.route.kind is not Kind.SHOW
+        tried: list[str] = []
+        fleet.call_began()
+        while True:
+            state = await (self._slot(tried) if needs_slot else fleet.any_holder(call, tried))
+            try:
+                tried.append(state.name)
+                if await self._attempt(state, payload, tried):
+                    return
+            finally:
+                if needs_slot:
+                    fleet.release(state, call.model.served.canonical)
+
+    async def _slot(self, tried: list[str]) -> BackendState:
+        call = self.call
+        began = time.monotonic()
+        call.expect_within(self.runtime.configuration.line_seconds, Interruption.LINE)
+        try:
+            return await self.runtime.fleet.slot_for(call, tried)
+        finally:
+            call.queue_seconds += time.monotonic() - began
+
+    async def _attempt(self, state: BackendState, payload: bytes, tried: list[str]) -> bool:
+        """One backend. True when the client has its answer; False to go on elsewhere. Raises the Refusal to send."""
+        call, fleet = self.call, self.runtime.fleet
+        call.backend = state
+        call.attempts += 1
+        call.dispatched_at = time.monotonic()
+        # Until there is an answer to read: if the call ends now, the prompt may have been worked on.
+        call.meter = Meter(ollama.usage, len(payload))
+        call.expect_within(self.runtime.configuration.first_byte_seconds, Interruption.FIRST_BYTE)
+        try:
+            answer = await state.pool.exchange(self._request(state, payload))
+            try:
+                if answer.status == 200:
+                    await self._pass_on(state, answer, len(payload))
+                    return True
+                call.meter = None
+                return await self._unserved(state, answer, tried)
+            finally:
+                answer.close()
+        except Unreachable as exc:
+            call.meter = None
+            logger.warning("Backend %s cannot be reached: %s", state.name, exc)
+            fleet.failed(state, str(exc))
+            if self._may_go_elsewhere(tried):
+                return False
+            raise BadGateway("backend_unreachable", f"The backend cannot be reached. Our id is {call.id}.") from None
+        except BackendFault as exc:
+            logger.warning("Backend %s failed %s: %s", state.name, call.id, exc)
+            fleet.failed(state, str(exc))
+            raise BadGateway("backend_broken", f"The backend gave no valid answer. Our id is {call.id}.") from None
+        finally:
+            state.breaker.withdrew()
+
+    def _request(self, state: BackendState, payload: bytes) -> tuple[bytes, bytes]:
+        """Head and body, all of it written by us but for the allowed headers of the client."""
+        call, client = self.call, self.client
+        assert call.route is not None
+        hops = client.header(header_rules.LOOP_MARKER)
+        marker = self.runtime.instance if hops is None else hops + b"," + self.runtime.instance
+        head = b"%b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n" % (
+            call.route.upstream,
+            state.host,
+            len(payload),
+        )
+        ours = b"accept-encoding: identity\r\nx-request-id: %b\r\n%b: %b\r\n" % (
+            call.id.encode(),
+            header_rules.LOOP_MARKER,
+            marker,
+        )
+        credential = b"%b: %b\r\n" % state.backend.credential if state.backend.credential else b""
+        return head + header_rules.towards_backend(client.headers) + ours + credential + b"\r\n", payload
+
+    async def _pass_on(self, state: BackendState, answer: Answer, prompt_bytes: int) -> None:
+        call = self.call
+        assert call.model is not None
+        installed = state.models.get(call.model.served.canonical)
+        call.model_digest = installed.digest if installed is not None else ""
+        relay = Relay(call, self.client, answer, self._headers(), self.runtime.configuration.gap_seconds)
+        await relay.run(self._meter(answer, prompt_bytes))
+        if call.error in ("", "incomplete"):
+            state.breaker.succeeded()
+        else:
+            self.runtime.fleet.failed(state, call.error)
+
+    def _meter(self, answer: Answer, prompt_bytes: int) -> Meter:
+        """How the answer is read: a stream by its lines, whatever was asked for (a load never streams)."""
+        call = self.call
+        assert call.route is not None
+        if call.route.kind is Kind.SHOW:
+            return NothingToMeter(ollama.usage, 0)
+        if call.route.kind is Kind.EMBEDDING:
+            return EmbeddingMeter(ollama.usage, prompt_bytes, reports=call.route.reports_usage)
+        if any(name == b"content-type" and b"ndjson" in value for name, value in answer.headers):
+            return LineMeter(ollama.usage, prompt_bytes)
+        return AnswerMeter(ollama.usage, prompt_bytes)
+
+    def _headers(self) -> Headers:
+        """The headers of a good answer."""
+        call = self.call
+        assert call.backend is not None
+        headers = [
+            (b"x-request-id", call.id.encode()),
+            (b"x-gateway-backend", call.backend.name.encode("ascii", "replace")),
+            (b"x-gateway-queue-ms", b"%d" % (call.queue_seconds * 1000)),
+            *header_rules.SAFETY,
+        ]
+        if call.adjusted:
+            headers.append((b"x-gateway-adjusted", ", ".join(call.adjusted).encode("ascii", "replace")))
+        if call.stream:
+            headers.append((b"x-accel-buffering", b"no"))  # nginx in front would hold the stream back
+        return headers
+
+    async def _unserved(self, state: BackendState, answer: Answer, tried: list[str]) -> bool:
+        """An answer other than 200: False to go on elsewhere, else raises the Refusal that it means."""
+        call, fleet = self.call, self.runtime.fleet
+        assert call.model is not None
+        if answer.status == 404:
+            fleet.lacks(state, call.model.served.canonical)
+            if self._may_go_elsewhere(tried):
+                return False
+        if answer.status == 503:
+            # Busy is no fault. Warm models go on; what would have to be loaded had better wait.
+            state.busy_until = time.monotonic() + 1.0
+            if self._may_go_elsewhere(tried):
+                return False
+            raise busy()
+        refusal = await refusal_of(answer, call)
+        if 400 <= answer.status < 500:
+            state.breaker.succeeded()
+        else:
+            fleet.failed(state, f"status {answer.status}")
+        raise refusal
+
+    def _may_go_elsewhere(self, tried: list[str]) -> bool:
+        fleet = self.runtime.fleet
+        return len(tried) < MAX_ATTEMPTS and fleet.has_another(self.call, tried) and fleet.may_retry()
+
+    def _interrupted(self, reason: Interruption) -> Refusal:
+        """What the client is told, if it still listens; the record's outcome is set."""
+        call = self.call
+        call.outcome, kind, message = _ENDINGS[reason]
+        call.error = reason.value
+        if reason in _FAULTS_OF_BACKENDS and call.backend is not None:
+            self.runtime.fleet.failed(call.backend, reason.value)
+        if reason is Interruption.CLIENT_GONE and not call.headers_sent:
+            call.status = CLIENT_CLOSED_REQUEST
+        retry_after = 2.0 if kind is Unavailable else None
+        return kind(reason.value, f"{message} Our id is {call.id}.", retry_after=retry_after)
+
+    def _settle(self, row: Row, refusal: Refusal | None) -> None:
+        """Never awaits, so nothing can come between a call's end and its record."""
+        call, runtime = self.call, self.runtime
+        if refusal is not None:
+            call.status = call.status or refusal.status
+            call.error = call.error or refusal.code
+            call.outcome = call.outcome or ("refused_in_line" if refusal.code == "line_full" else "failed")
+        if call.backend is not None:
+            self._choose_price(call.backend.name)
+        runtime.ledger.finish(call, row)
+        tokens, completion = row[AT["prompt_tokens"]], row[AT["completion_tokens"]]
+        assert call.reservation is not None
+        if call.dispatched_at:
+            runtime.limits.settle(call.reservation, Amounts(tokens + completion, row[AT["cost_nano"]] or 0))
+        else:
+            runtime.limits.release(call.reservation)
+        runtime.ended(call)
+        metrics.observe_call(call, tokens, completion)
+        if runtime.configuration.access_log:
+            self._log(row)
+
+    def _log(self, row: Row) -> None:
+        call = self.call
+        assert call.key is not None
+        access_log.info(
+            "%s %s %s %d %s key=%s model=%s backend=%s tokens=%d+%d ms=%d",
+            call.id, call.address, row[AT["endpoint"]], call.status, call.outcome, call.key.prefix, call.asked,
+            row[AT["backend"]], row[AT["prompt_tokens"]], row[AT["completion_tokens"]], row[AT["total_us"]] // 1000,
+        )  # fmt: skip

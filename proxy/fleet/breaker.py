@@ -1,0 +1,51 @@
+"""When a backend is left alone for a while (threats B11, B12). Pure: the time is handed in."""
+
+import random
+from dataclasses import dataclass, field
+
+FAILURES_TO_OPEN = 5
+OPEN_SECONDS = 30.0
+MAX_OPEN_SECONDS = 300.0
+
+
+@dataclass(slots=True)
+class Breaker:
+    """Closed → 5 consecutive faults → open for 30 s × n, jittered → half-open: one call decides.
+
+    Only faults of the backend count: connecting, loading, running. A client's fault, a cancel and "503 busy" do not.
+    """
+
+    failures: int = 0
+    times_opened: int = 0
+    open_until: float = 0.0
+    trying: bool = False
+    jitter: random.Random = field(default_factory=random.Random)
+
+    def is_open(self, now: float) -> bool:
+        """Whether a call should go elsewhere."""
+        return self.open_until > now or (self.open_until > 0 and self.trying)
+
+    def begin(self, now: float) -> None:
+        """A call is sent; if the breaker is half-open, it is the one that decides."""
+        if 0 < self.open_until <= now:
+            self.trying = True
+
+    def succeeded(self) -> None:
+        self.failures = self.times_opened = 0
+        self.open_until = 0.0
+        self.trying = False
+
+    def failed(self, now: float) -> bool:
+        """Counts a fault; True if the breaker opened by it."""
+        self.failures += 1
+        if not self.trying and (self.failures < FAILURES_TO_OPEN or self.open_until > now):
+            return False
+        self.times_opened += 1
+        pause = min(OPEN_SECONDS * self.times_opened, MAX_OPEN_SECONDS)
+        self.open_until = now + pause * self.jitter.uniform(0.9, 1.1)
+        self.trying = False
+        return True
+
+    def withdrew(self) -> None:
+        """The call that was to decide ended without telling anything (a cancel): the next one decides."""
+        self.trying = False

@@ -1,0 +1,226 @@
+"""All backends, and the slot that a call is given on one of them."""
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import Collection, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from proxy.call import Call
+from proxy.configuration import Configuration
+from proxy.errors import BadRequest, NotFound, Refusal, Unavailable
+from proxy.fleet import selection
+from proxy.fleet.probes import Watch
+from proxy.fleet.state import BackendState
+from proxy.queue import Line
+from proxy.snapshot import Backend
+from proxy.upstream.wire import Endpoint, Pool
+
+logger = logging.getLogger(__name__)
+
+# How long a call waits for the first probe of a gateway that has just started, or for a fresh listing.
+PROBE_PATIENCE = 3.0
+# At most this share of calls is sent a second time (B12), after a burst.
+RETRY_SHARE = 0.1
+RETRY_BURST = 10.0
+
+
+class Fleet:
+    def __init__(self, configuration: Configuration) -> None:
+        self.configuration = configuration
+        self.states: dict[int, BackendState] = {}
+        self.line = Line(configuration.line_length)
+        self._watches: dict[int, Watch] = {}
+        self._retries = RETRY_BURST
+
+    def apply(self, backends: Sequence[Backend]) -> None:
+        """Takes over the backends of a new snapshot. Those that left finish their calls on the old connections."""
+        current = {backend.id: backend for backend in backends}
+        for backend_id, state in list(self.states.items()):
+            backend = current.get(backend_id)
+            if backend is None or _is_elsewhere(state.backend, backend):
+                self._forget(backend_id)
+        for backend in backends:
+            if backend.id in self.states:
+                self.states[backend.id].backend = backend
+            else:
+                self._add(backend)
+        self.line.serve_all()
+
+    def close(self) -> None:
+        for backend_id in list(self.states):
+            self._forget(backend_id)
+
+    def sweep(self) -> None:
+        """Once a second: closes connections that were idle for too long."""
+        for state in self.states.values():
+            state.pool.drop_old()
+
+    async def refresh(self, max_age: float) -> None:
+        """Waits until what is known is at most `max_age` seconds old, but not for backends that hang."""
+        moment = time.monotonic() - max_age
+        stale = [watch.newer_than(moment) for watch in self._watches.values() if watch.finished_at < moment]
+        if stale:
+            tasks = [asyncio.ensure_future(wait) for wait in stale]
+            _, late = await asyncio.wait(tasks, timeout=PROBE_PATIENCE)
+            for task in late:
+                task.cancel()
+
+    async def slot_for(self, call: Call, tried: Collection[str] = ()) -> BackendState:
+        """A slot on a backend for one call; the caller gives it back with `release`.
+
+        `tried`: names of backends that failed this call already. Raises NotFound, BadRequest, Unavailable.
+        """
+        assert call.model is not None
+        name = call.model.served.canonical
+
+        def place() -> BackendState | None:
+            now = time.monotonic()
+            state = selection.choose(self._holders(call, now), name, now, tried)
+            if state is not None:
+                state.take(name)
+                state.breaker.begin(now)
+            return state
+
+        if not self.line.is_waited_for(name) and (state := place()) is not None:
+            return state
+        await self._check_served(call, tried)
+        if not self.line.is_waited_for(name) and (state := place()) is not None:
+            return state
+        return await self.line.wait(name, place)
+
+    async def any_holder(self, call: Call, tried: Collection[str] = ()) -> BackendState:
+        """A backend to ask about a model; takes no slot. Raises NotFound, Unavailable."""
+        assert call.model is not None
+        name = call.model.served.canonical
+        await self._check_served(call, tried)
+        holders = [state for state in self._holders(call, time.monotonic()) if state.name not in tried]
+        return min(holders, key=lambda state: (name not in state.warm, state.total_in_flight))
+
+    def has_another(self, call: Call, tried: Collection[str]) -> bool:
+        """Whether a backend that was not tried could serve a call."""
+        return any(state.name not in tried for state in self._holders(call, time.monotonic()))
+
+    def release(self, state: BackendState, model: str) -> None:
+        state.give_back(model)
+        self.line.serve(model)
+
+    def may_retry(self) -> bool:
+        """Whether the budget of second attempts has room; takes one if so."""
+        if self._retries < 1:
+            return False
+        self._retries -= 1
+        return True
+
+    def call_began(self) -> None:
+        self._retries = min(self._retries + RETRY_SHARE, RETRY_BURST)
+
+    def lacks(self, state: BackendState, model: str) -> None:
+        """A backend said 404: it has lost the model since it was last asked."""
+        state.models.pop(model, None)
+        state.warm.pop(model, None)
+
+    def failed(self, state: BackendState, what: str) -> None:
+        """A fault of a backend, for its breaker."""
+        if state.breaker.failed(time.monotonic()):
+            logger.warning(
+                "Backend %s left rotation after %d failures, the last: %s", state.name, state.breaker.failures, what
+            )
+
+    @property
+    def version(self) -> str:
+        """The oldest version of the backends that are up: what every one of them can do."""
+        versions = [state.version for state in self.states.values() if state.is_up and state.version]
+        return min(versions, key=_version_key, default="0.0.0")
+
+    def installed(self) -> list[tuple[str, dict[str, Any]]]:
+        """(canonical name, item of /api/tags) of all enabled backends that are up, newest first, each name once."""
+        found: dict[str, dict[str, Any]] = {}
+        for state in self._up():
+            for name, model in state.models.items():
+                found.setdefault(name, model.item)
+        return sorted(found.items(), key=lambda pair: str(pair[1].get("modified_at", "")), reverse=True)
+
+    def warm(self) -> list[tuple[str, dict[str, Any]]]:
+        """(canonical name, item of /api/ps) of all enabled backends that are up, latest expiry first."""
+        found = [
+            (name, model.item)
+            for state in self._up()
+            for name, model in state.warm.items()
+            if name in (str(model.item.get("model", "")).lower(), str(model.item.get("name", "")).lower())
+        ]
+        return sorted(found, key=lambda pair: str(pair[1].get("expires_at", "")), reverse=True)
+
+    def _up(self) -> list[BackendState]:
+        return [state for state in self.states.values() if state.backend.enabled and state.is_up]
+
+    def _holders(self, call: Call, now: float) -> list[BackendState]:
+        assert call.model is not None
+        name, pinned = call.model.served.canonical, call.model.policy.num_ctx
+        holders = [state for state in self._up() if state.has(name)]
+        if call.context:
+            holders = [state for state in holders if state.offers_context(name, call.context, pinned)]
+        return selection.in_rotation(holders, now)
+
+    async def _check_served(self, call: Call, tried: Collection[str]) -> None:
+        """Raises the refusal that says why no backend will ever serve this call as things are."""
+        if any(not state.probed for state in self.states.values()):
+            await self.refresh(PROBE_PATIENCE)
+        if not self.has_another(call, tried):
+            raise self._why_unserved(call, tried)
+
+    def _why_unserved(self, call: Call, tried: Collection[str]) -> Refusal:
+        assert call.model is not None
+        assert call.route is not None
+        name = call.model.served.canonical
+        holders = [state for state in self.states.values() if state.backend.enabled and state.has(name)]
+        if tried:
+            return Unavailable("backend_failed", "The backends that have this model failed. Try again.", retry_after=2)
+        if call.context and any(state.is_up for state in holders):
+            most = max(state.context_of(name, call.model.policy.num_ctx) for state in holders)
+            return BadRequest(
+                f"num_ctx {call.context} is more than the {most} tokens that this gateway runs '{call.asked}' "
+                "with. Leave num_ctx out, or ask an administrator to raise it under Model policies.",
+                "context_too_long",
+            )
+        if not self.states:
+            return Unavailable("no_backend", "No backend is set up yet. An administrator can add one.", retry_after=30)
+        if holders or not self._up():
+            return Unavailable("no_backend", "No backend that has this model answers now. Try again.", retry_after=5)
+        return NotFound("model_not_found", call.route.unknown_model.format(call.asked))
+
+    def _add(self, backend: Backend) -> None:
+        try:
+            tls = _tls(backend)
+        except ssl.SSLError as exc:
+            logger.warning("Backend %s: its CA certificates cannot be read (%s)", backend.name, exc.reason)
+            tls = ssl.create_default_context()
+        parts = urlsplit(backend.url)
+        endpoint = Endpoint((), parts.port or 0, tls, parts.hostname, self.configuration.connect_seconds)
+        state = BackendState(backend, Pool(endpoint))
+        self.states[backend.id] = state
+        seconds = self.configuration.probe_seconds
+        self._watches[backend.id] = Watch(state, tls, seconds, self.line.serve_all)
+
+    def _forget(self, backend_id: int) -> None:
+        self.states.pop(backend_id).pool.close()
+        self._watches.pop(backend_id).stop()
+
+
+def _is_elsewhere(old: Backend, new: Backend) -> bool:
+    return (old.url, old.ca_certificates, old.transport) != (new.url, new.ca_certificates, new.transport)
+
+
+def _tls(backend: Backend) -> ssl.SSLContext | None:
+    if not backend.url.startswith("https:"):
+        return None
+    context = ssl.create_default_context()
+    if backend.ca_certificates:
+        context.load_verify_locations(cadata=backend.ca_certificates)
+    return context
+
+
+def _version_key(version: str) -> list[int]:
+    return [int(part) if part.isdigit() else 0 for part in version.split("-")[0].split(".")]

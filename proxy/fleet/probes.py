@@ -1,0 +1,197 @@
+"""What each backend says of itself, asked with httpx off the path of calls."""
+
+import asyncio
+import logging
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import orjson
+
+from proxy.backend_url import refuse_address
+from proxy.fleet.state import BackendState, InstalledModel, WarmModel
+from proxy.model_names import InvalidModelName
+from proxy.model_names import parse as parse_model_name
+
+logger = logging.getLogger(__name__)
+
+# Seconds for one question. A backend that hangs hangs nobody but its own probe.
+TIMEOUT = httpx.Timeout(2.0, connect=1.0)
+MAX_ANSWER = 8 << 20
+# Between two readings of /api/tags; /api/version and /api/ps are read in each round.
+TAGS_SECONDS = 30.0
+
+
+def make_client(tls: ssl.SSLContext | bool) -> httpx.AsyncClient:
+    """A client that believes neither the environment's proxies nor .netrc, and follows no redirect (B14)."""
+    return httpx.AsyncClient(verify=tls, trust_env=False, follow_redirects=False, timeout=TIMEOUT)
+
+
+async def resolve(url: str) -> tuple[str, ...]:
+    """The addresses that a backend's host has now, as literals. Raises OSError, or ValueError for forbidden ones."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        found = [ip_address(host)]
+    except ValueError:
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(5):
+            answers = await loop.getaddrinfo(host, parts.port, type=socket.SOCK_STREAM)
+        found = [ip_address(answer[4][0].partition("%")[0]) for answer in answers]
+    for address in found:
+        refuse_address(address)
+    return tuple(dict.fromkeys(str(address) for address in found))
+
+
+async def ask(client: httpx.AsyncClient, state: BackendState, path: str) -> dict[str, Any]:
+    """One JSON object from a backend. Raises httpx.HTTPError or ValueError."""
+    headers = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "ollama-gateway"}
+    if state.backend.credential is not None:
+        name, value = state.backend.credential
+        headers[name.decode("ascii")] = value.decode("latin-1")
+    async with client.stream("GET", state.backend.url + path, headers=headers) as response:
+        if response.status_code != 200:
+            raise ValueError(f"{path} answered {response.status_code}")
+        body = bytearray()
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > MAX_ANSWER:
+                raise ValueError(f"{path} answered more than {MAX_ANSWER} bytes")
+    answer = orjson.loads(body)
+    if not isinstance(answer, dict):
+        raise TypeError(f"{path} did not answer an object")
+    return answer
+
+
+def installed_models(answer: dict[str, Any]) -> dict[str, InstalledModel]:
+    """/api/tags by canonical name; items that are not what they should be are left out."""
+    models = {}
+    for name, item in _named_items(answer):
+        details = item.get("details")
+        trained = details.get("context_length") if isinstance(details, dict) else 0
+        digest = item.get("digest")
+        models[name] = InstalledModel(
+            digest=digest[:64] if isinstance(digest, str) else "",
+            trained_context=trained if type(trained) is int else 0,
+            item=item,
+        )
+    return models
+
+
+def warm_models(answer: dict[str, Any], installed: dict[str, InstalledModel]) -> dict[str, WarmModel]:
+    """/api/ps by canonical name. Copies share a runner, which is listed under one of their names: match digests."""
+    warm: dict[str, WarmModel] = {}
+    by_digest: dict[str, WarmModel] = {}
+    for name, item in _named_items(answer):
+        length = item.get("context_length")
+        model = WarmModel(length if type(length) is int and length > 0 else 0, item)
+        warm[name] = model
+        if isinstance(item.get("digest"), str):
+            by_digest[item["digest"][:64]] = model
+    for name, known in installed.items():
+        if name not in warm and known.digest and known.digest in by_digest:
+            warm[name] = by_digest[known.digest]
+    return warm
+
+
+def _named_items(answer: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    found = []
+    items = answer.get("models")
+    for item in items if isinstance(items, list) else ():
+        name = item.get("model") or item.get("name") if isinstance(item, dict) else None
+        if not isinstance(name, str):
+            continue
+        try:
+            found.append((parse_model_name(name).canonical, item))
+        except InvalidModelName:
+            continue
+    return found
+
+
+async def probe(client: httpx.AsyncClient, state: BackendState, *, tags: bool) -> None:
+    """Brings a state up to date. `tags`: also ask which models are installed."""
+    try:
+        state.version = str((await ask(client, state, "/api/version")).get("version", ""))[:40]
+        if tags or not state.models:
+            state.models = installed_models(await ask(client, state, "/api/tags"))
+        state.warm = warm_models(await ask(client, state, "/api/ps"), state.models)
+    except (httpx.HTTPError, ValueError, TypeError, OSError) as exc:
+        failed(state, f"{type(exc).__name__}: {exc}")
+    else:
+        if state.failed_probes and state.probed:
+            logger.warning("Backend %s answers again", state.name)
+        state.failed_probes = 0
+        state.problem = ""
+        state.probed = True
+
+
+def failed(state: BackendState, problem: str) -> None:
+    state.failed_probes += 1
+    state.probed = True
+    state.problem = problem
+    if state.failed_probes in (1, 2):
+        logger.warning("Backend %s does not answer (%d): %s", state.name, state.failed_probes, problem)
+
+
+class Watch:
+    """Probes one backend again and again, for as long as it is in the rules."""
+
+    def __init__(
+        self, state: BackendState, tls: ssl.SSLContext | None, seconds: float, after_round: Callable[[], None]
+    ) -> None:
+        self.state = state
+        self.seconds = seconds
+        self.finished_at = 0.0
+        self._after_round = after_round
+        self._client = make_client(tls or False)
+        self._wanted = asyncio.Event()
+        self._round: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tags_at = 0.0
+        self._task = asyncio.create_task(self._run(), name=f"probe {state.name}")
+
+    def stop(self) -> None:
+        self._task.cancel()
+
+    async def newer_than(self, moment: float) -> None:
+        """Returns when a round has finished after a moment (monotonic); asks for one if need be."""
+        while self.finished_at < moment:
+            self._wanted.set()
+            await asyncio.shield(self._round)
+
+    async def _run(self) -> None:
+        async with self._client:
+            while True:
+                await self._one_round()
+                self.finished_at = time.monotonic()
+                finished, self._round = self._round, asyncio.get_running_loop().create_future()
+                finished.set_result(None)
+                self._after_round()
+                self._wanted.clear()
+                try:
+                    async with asyncio.timeout(self.seconds):
+                        await self._wanted.wait()
+                except TimeoutError:
+                    pass
+
+    async def _one_round(self) -> None:
+        state, now = self.state, time.monotonic()
+        tags = now - self._tags_at >= TAGS_SECONDS or state.failed_probes > 0
+        try:
+            addresses = await resolve(state.backend.url)
+            state.pool.endpoint = replace(state.pool.endpoint, addresses=addresses)
+            await probe(self._client, state, tags=tags)
+        except (OSError, ValueError, TimeoutError) as exc:
+            state.pool.endpoint = replace(state.pool.endpoint, addresses=())
+            failed(state, f"its name does not resolve: {exc}")
+        except Exception:
+            # Whatever it was, this backend must go on being probed (L5).
+            logger.exception("The probe of %s failed in a way it should not", state.name)
+            failed(state, "internal error, see the log")
+        if tags and not state.failed_probes:
+            self._tags_at = now

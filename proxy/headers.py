@@ -1,0 +1,62 @@
+"""Which headers pass, in both directions: allow-lists (threats P8-P10). Pure."""
+
+import re
+from collections.abc import Iterable
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+# What a client may tell a backend. Everything that frames, authenticates or routes is ours.
+_TO_BACKEND = frozenset((b"accept", b"user-agent", b"traceparent", b"tracestate"))
+_TO_BACKEND_FAMILIES = (b"anthropic-", b"openai-")
+
+_TO_CLIENT = frozenset((b"retry-after",))
+_CONTENT_TYPES = ("application/json", "application/x-ndjson", "text/event-stream", "text/plain")
+
+# Printable ASCII without the characters that end or split a value somewhere.
+_VALUE = re.compile(rb"[\x20-\x7e]{0,512}\Z")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@\-]{1,128}\Z")
+
+LOOP_MARKER = b"x-ollama-gateway-hops"
+MAX_HOPS = 4
+
+# On every answer of ours.
+SAFETY: tuple[tuple[bytes, bytes], ...] = (
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+
+
+def towards_backend(headers: Headers) -> bytes:
+    """The client's headers that a backend may see, as bytes of a request head."""
+    lines = []
+    for name, value in headers:
+        if (name in _TO_BACKEND or name.startswith(_TO_BACKEND_FAMILIES)) and _VALUE.match(value):
+            lines.append(name + b": " + value + b"\r\n")
+    return b"".join(lines)
+
+
+def content_type_for_client(value: bytes) -> bytes | None:
+    """The type of a backend's answer if we may pass it on, else None."""
+    try:
+        text = value.decode("ascii").strip().lower()
+    except UnicodeDecodeError:
+        return None
+    kind = text.partition(";")[0].strip()
+    return value.strip() if kind in _CONTENT_TYPES and _VALUE.match(value) else None
+
+
+def towards_client(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The backend's headers that a client may see, besides the content type."""
+    return [(name, value) for name, value in headers if name in _TO_CLIENT and _VALUE.match(value)]
+
+
+def client_request_id(value: bytes) -> str:
+    """The client's own id if it is fit to be stored and searched, else "" (it is replaced, not echoed)."""
+    text = value.decode("latin-1")
+    return text if _REQUEST_ID.match(text) else ""
+
+
+def stored_text(value: str, limit: int) -> str:
+    """Text of a client as a column can hold it on every database: no NUL, not too long."""
+    return value.replace("\x00", "\\x00")[:limit]

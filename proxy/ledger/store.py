@@ -1,0 +1,169 @@
+"""Rows into the database, each exactly once, with their sums in the same transaction. Runs in the ledger's thread."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import orjson
+from django.db import DataError, IntegrityError, connections, transaction
+BUCKET_SECONDS = 15 * 60
+SUCCESSES = frozenset(("ok", "cached", "coalesced"))
+
+from proxy.ledger.rows import AT, COLUMNS, Row
+
+logger = logging.getLogger(__name__)
+
+_NAMES = ", ".join(COLUMNS)
+_MARKS = ", ".join(["%s"] * len(COLUMNS))
+_SUMS = (
+    "requests", "failures", "estimated", "unpriced",
+    "prompt_tokens", "completion_tokens", "cost_nano", "decode_us", "total_us",
+)  # fmt: skip
+_OWNERS = "tenant_id, user_id, api_key_id, model, backend"
+_STARTED, _FINISHED, _STREAM, _ESTIMATED = AT["started_at"], AT["finished_at"], AT["stream"], AT["estimated"]
+
+
+class Store:
+    """`zone`: whose days the daily roll-up has. `quarantine`: a file for rows that no database takes."""
+
+    def __init__(self, zone: str, quarantine: Path, using: str = "default") -> None:
+        self.zone = ZoneInfo(zone)
+        self.quarantine = quarantine
+        self.using = using
+        self._last_used: dict[int, float] = {}
+        self._day = lru_cache(maxsize=512)(self._day_of_bucket)
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Stores rows; those that are there already change nothing. Raises OperationalError: try again later."""
+        try:
+            with transaction.atomic(using=self.using):
+                self._add(rows)
+        except (DataError, IntegrityError, ValueError, TypeError) as exc:
+            if len(rows) > 1:
+                # One of them is poison; the others must not wait for it.
+                middle = len(rows) // 2
+                self.add(rows[:middle])
+                self.add(rows[middle:])
+                return
+            logger.exception("The record %s fits no column and is kept in %s", rows[0][0], self.quarantine)
+            with self.quarantine.open("ab") as file:
+                file.write(orjson.dumps({"error": str(exc), "row": rows[0]}) + b"\n")
+
+    def close(self) -> None:
+        connections[self.using].close()
+
+    def _add(self, rows: Sequence[Row]) -> None:
+        connection = connections[self.using]
+        with connection.cursor() as cursor:
+            # Django's cursor would log and time each row of an executemany; the driver's own does the work.
+            insert = _insert_postgresql if connection.vendor == "postgresql" else _insert_sqlite
+            fresh = insert(cursor.cursor, rows)
+            if fresh:
+                self._add_sums(cursor, fresh)
+                self._note_use(cursor, fresh)
+
+    def _add_sums(self, cursor: Any, rows: Iterable[Row]) -> None:
+        buckets: dict[tuple[Any, ...], list[int]] = {}
+        for row in rows:
+            start = int(row[_STARTED]) // BUCKET_SECONDS * BUCKET_SECONDS
+            owner = (start, row[4], row[6], row[9], row[13], row[11])
+            sums = buckets.get(owner)
+            if sums is None:
+                sums = buckets[owner] = [0] * len(_SUMS)
+            cost = row[37]
+            sums[0] += 1
+            sums[1] += row[19] not in SUCCESSES
+            sums[2] += bool(row[_ESTIMATED])
+            sums[3] += cost is None
+            sums[4] += row[29]
+            sums[5] += row[30]
+            sums[6] += cost or 0
+            sums[7] += row[25]
+            sums[8] += row[27]
+        days: dict[tuple[Any, ...], list[int]] = {}
+        for (start, *owner), sums in buckets.items():
+            total = days.setdefault((self._day(start), *owner), [0] * len(_SUMS))
+            for position, value in enumerate(sums):
+                total[position] += value
+        starts = {(self._moment(start), *owner): sums for (start, *owner), sums in buckets.items()}
+        _upsert(cursor, "usage_usagebucket", "start", starts)
+        _upsert(cursor, "usage_dailyusage", "day", days)
+
+    def _moment(self, epoch: float) -> Any:
+        """A time as Django writes it on this database."""
+        return connections[self.using].ops.adapt_datetimefield_value(datetime.fromtimestamp(epoch, UTC))
+
+    def _day_of_bucket(self, start: int) -> Any:
+        return datetime.fromtimestamp(start, self.zone).date()
+
+    def _note_use(self, cursor: Any, rows: Iterable[Row]) -> None:
+        """Last use of keys, at most once a minute each."""
+        latest: dict[int, float] = {}
+        for row in rows:
+            if row[_FINISHED] > self._last_used.get(row[9], 0) + 60:
+                latest[row[9]] = max(row[_FINISHED], latest.get(row[9], 0))
+        for key_id, moment in sorted(latest.items()):
+            cursor.execute(
+                "INSERT INTO tenants_apikeylastused (key_id, at) SELECT id, %s FROM tenants_apikey WHERE id = %s "
+                "ON CONFLICT (key_id) DO UPDATE SET at = excluded.at WHERE tenants_apikeylastused.at < excluded.at",
+                [self._moment(moment), key_id],
+            )
+            self._last_used[key_id] = moment
+
+
+def _upsert(cursor: Any, table: str, period: str, sums: dict[tuple[Any, ...], list[int]]) -> None:
+    names = f"{period}, {_OWNERS}, {', '.join(_SUMS)}"
+    marks = ", ".join(["%s"] * (6 + len(_SUMS)))
+    adding = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in _SUMS)
+    conflict = f"{period}, tenant_id, api_key_id, coalesce(user_id, 0), model, backend"
+    statement = f"INSERT INTO {table} ({names}) VALUES ({marks}) ON CONFLICT ({conflict}) DO UPDATE SET {adding}"  # noqa: S608
+    # In one order everywhere, so that two workers never wait for each other in a circle.
+    for owner in sorted(sums, key=lambda owner: tuple(str(part) for part in owner)):
+        cursor.execute(statement, [*owner, *sums[owner]])
+
+
+def _insert_sqlite(cursor: Any, rows: Sequence[Row]) -> list[Row]:
+    """The rows that were not there. The transaction holds SQLite's one write lock, so nobody comes in between."""
+    known: set[str] = set()
+    for first in range(0, len(rows), 500):
+        ids = [row[0] for row in rows[first : first + 500]]
+        marks = ", ".join(["?"] * len(ids))
+        found = cursor.execute(f"SELECT id FROM usage_usagerecord WHERE id IN ({marks})", ids)  # noqa: S608
+        known.update(pk for (pk,) in found)
+    fresh = []
+    for row in rows:
+        if row[0] not in known:
+            known.add(row[0])
+            fresh.append(row)
+    marks = ", ".join(["?"] * len(COLUMNS))
+    values = [
+        [*row[:_STARTED], _sqlite_time(row[_STARTED]), _sqlite_time(row[_FINISHED]), *row[_FINISHED + 1 :]]
+        for row in fresh
+    ]
+    cursor.executemany(f"INSERT INTO usage_usagerecord ({_NAMES}) VALUES ({marks})", values)  # noqa: S608
+    return fresh
+
+
+def _sqlite_time(epoch: float) -> str:
+    """As Django writes it: UTC, without a zone."""
+    return datetime.fromtimestamp(epoch, UTC).replace(tzinfo=None).isoformat(" ")
+
+
+def _insert_postgresql(cursor: Any, rows: Sequence[Row]) -> list[Row]:
+    cursor.execute("CREATE TEMPORARY TABLE IF NOT EXISTS usage_incoming (LIKE usage_usagerecord) ON COMMIT DELETE ROWS")
+    with cursor.copy(f"COPY usage_incoming ({_NAMES}) FROM STDIN") as copy:
+        for row in rows:
+            started, finished = (datetime.fromtimestamp(epoch, UTC) for epoch in row[_STARTED : _FINISHED + 1])
+            copy.write_row([UUID(row[0]), *row[1:_STARTED], started, finished, *row[_FINISHED + 1 :]])
+    cursor.execute(
+        f"INSERT INTO usage_usagerecord ({_NAMES}) SELECT {_NAMES} FROM usage_incoming "  # noqa: S608
+        "ON CONFLICT (id) DO NOTHING RETURNING id"
+    )
+    stored = {pk.hex for (pk,) in cursor.fetchall()}
+    fresh = {row[0]: row for row in rows if row[0] in stored}
+    return list(fresh.values())

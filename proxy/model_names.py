@@ -1,0 +1,77 @@
+"""Names of models (ollama-api §6): one canonical form decides access, price, label and what is sent. Pure."""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+DEFAULT_HOST = "registry.ollama.ai"
+DEFAULT_NAMESPACE = "library"
+DEFAULT_TAG = "latest"
+
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,79}\Z")
+_NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]{0,79}\Z")
+_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:\-]{0,349}\Z")
+
+
+class InvalidModelName(ValueError):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class ModelName:
+    canonical: str  # lower case, without the default host and namespace, always with a tag
+    upstream: str  # the same, without a tag that was not given
+    cloud: bool  # Ollama would forward it to ollama.com
+
+
+@lru_cache(maxsize=4096)
+def parse(name: str) -> ModelName:
+    """Raises InvalidModelName. Cached: a fleet has few names, and junk only cycles through the cache."""
+    if len(name) > 1024:
+        raise InvalidModelName("invalid model name")
+    rest = name.strip(" \t\r\n")
+    local = rest[-6:].lower() == ":local"
+    if local:
+        rest = rest[:-6]
+    if "://" in rest:
+        rest = rest.split("://", 1)[1]
+    path, _, last = rest.rpartition("/")
+    model, colon, tag = last.partition(":")
+    cloud = bool(colon) and (tag.lower() == "cloud" or tag.lower().endswith("-cloud"))
+    if (local and cloud) or tag.lower().endswith(":local") or tag.lower().endswith(":cloud"):
+        raise InvalidModelName(f'use either :local or :cloud, not both: "{name[:200]}"')
+    host, namespace = _split_path(path)
+    if not (_PART.match(model) and _HOST.match(host) and _NAMESPACE.match(namespace)):
+        raise InvalidModelName("invalid model name")
+    if colon and not _PART.match(tag):
+        raise InvalidModelName("invalid model name")
+    base = model
+    if host.lower() != DEFAULT_HOST:
+        base = f"{host}/{namespace}/{model}"
+    elif namespace.lower() != DEFAULT_NAMESPACE:
+        base = f"{namespace}/{model}"
+    base = base.lower()
+    canonical = f"{base}:{tag.lower() or DEFAULT_TAG}"
+    return ModelName(canonical, canonical if tag else base, cloud)
+
+
+def _split_path(path: str) -> tuple[str, str]:
+    if not path:
+        return DEFAULT_HOST, DEFAULT_NAMESPACE
+    host, slash, namespace = path.rpartition("/")
+    if not slash:
+        return DEFAULT_HOST, path
+    if "/" in host:
+        raise InvalidModelName("invalid model name")
+    return host, namespace
+
+
+def canonical_pattern(pattern: str) -> str:
+    """An allow-list entry, alias or price pattern in the form that canonical names are compared with."""
+    text = pattern.strip().lower()
+    if any(char in text for char in "*?["):
+        return text
+    try:
+        return parse(text).canonical
+    except InvalidModelName:
+        return text

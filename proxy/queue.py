@@ -1,0 +1,92 @@
+"""The waiting line: calls whose backends have no free slot, served in the order they came."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from proxy.errors import Unavailable
+from proxy.fleet.state import BackendState
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    place: Callable[[], BackendState | None]  # takes a slot if one is free for this call
+    future: asyncio.Future[BackendState] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Line:
+    """One deque per model, bounded in all. How long a call may wait is the caller's to judge (Call.deadline)."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.waiting = 0
+        self._by_model: dict[str, deque[Waiter]] = {}
+        self._served: deque[float] = deque(maxlen=64)
+
+    def is_waited_for(self, model: str) -> bool:
+        return model in self._by_model
+
+    async def wait(self, model: str, place: Callable[[], BackendState | None]) -> BackendState:
+        """Waits for a slot. Raises Unavailable when the line is full; cancelling gives the place back at once."""
+        if self.waiting >= self.length:
+            raise Unavailable(
+                "line_full",
+                f"All slots are taken and {self.waiting} calls are already waiting. Try again shortly.",
+                retry_after=self.expected_wait(),
+            )
+        waiter = Waiter(place)
+        line = self._by_model.setdefault(model, deque())
+        line.append(waiter)
+        self.waiting += 1
+        try:
+            return await waiter.future
+        except asyncio.CancelledError:
+            # Placed and cancelled in the same turn of the loop: the slot is ours to give back.
+            if waiter.future.done() and not waiter.future.cancelled():
+                waiter.future.result().give_back(model)
+                self.serve(model)
+            raise
+        finally:
+            self.waiting -= 1
+            self._leave(model, waiter)
+
+    def serve(self, model: str) -> None:
+        """Places as many waiters of a model as there are slots, first come first served."""
+        line = self._by_model.get(model)
+        while line:
+            waiter = line[0]
+            if waiter.future.done():
+                line.popleft()
+                continue
+            state = waiter.place()
+            if state is None:
+                return
+            line.popleft()
+            self._served.append(time.monotonic())
+            waiter.future.set_result(state)
+
+    def serve_all(self) -> None:
+        for model in list(self._by_model):
+            self.serve(model)
+
+    def expected_wait(self) -> float:
+        """Seconds until the line as it is now has been served, from the rate of the last minute."""
+        now = time.monotonic()
+        recent = [moment for moment in self._served if now - moment < 60]
+        if len(recent) < 2:
+            return 5.0
+        rate = len(recent) / max(now - recent[0], 0.1)
+        return min(max(self.waiting / rate, 1.0), 60.0)
+
+    def _leave(self, model: str, waiter: Waiter) -> None:
+        line = self._by_model.get(model)
+        if line is None:
+            return
+        try:
+            line.remove(waiter)
+        except ValueError:
+            pass
+        if not line:
+            del self._by_model[model]

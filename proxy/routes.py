@@ -1,0 +1,96 @@
+"""The routes that exist. Everything else does not (P1): no path of a client is ever passed on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from proxy import dialects
+from proxy.body import Schema
+from proxy.dialects import Dialect, ollama
+
+
+class Kind(Enum):
+    """What is done with a call of a route."""
+
+    ROOT = auto()  # answered by us, to anybody
+    VERSION = auto()  # answered by us from what the probes know
+    TAGS = auto()
+    PS = auto()
+    SHOW = auto()  # asked of a backend that has the model, without a slot
+    GENERATION = auto()
+    EMBEDDING = auto()
+
+
+class Right(Enum):
+    """The class of endpoints that a key must have the right to."""
+
+    NONE = auto()
+    INFER = auto()
+    LIST = auto()
+    MANAGE = auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    method: str
+    path: str
+    kind: Kind
+    right: Right
+    dialect: Dialect
+    schema: Schema | None = None
+    upstream: bytes = b""  # "METHOD path" of the request line towards the backend
+    missing_model: tuple[int, str] = (400, "model is required")
+    unknown_model: str = "model '{}' not found"
+    streams: bool = False
+    reports_usage: bool = True
+
+
+def _get(path: str, kind: Kind, right: Right) -> list[Route]:
+    return [
+        Route(method=method, path=path, kind=kind, right=right, dialect=dialects.OLLAMA) for method in ("GET", "HEAD")
+    ]
+
+
+def _post(path: str, kind: Kind, schema: Schema, right: Right = Right.INFER, **options: object) -> Route:
+    upstream = f"POST {path}".encode()
+    return Route(
+        method="POST",
+        path=path,
+        kind=kind,
+        right=right,
+        dialect=dialects.OLLAMA,
+        schema=schema,
+        upstream=upstream,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+_NOT_FOUND = (404, "model '' not found")
+_PULL_FIRST = 'model "{}" not found, try pulling it first'
+
+_ROUTES: list[Route] = [
+    *_get("/", Kind.ROOT, Right.NONE),
+    *_get("/api/version", Kind.VERSION, Right.LIST),
+    *_get("/api/tags", Kind.TAGS, Right.LIST),
+    _get("/api/ps", Kind.PS, Right.LIST)[0],
+    _post("/api/show", Kind.SHOW, ollama.SHOW, Right.LIST),
+    _post("/api/chat", Kind.GENERATION, ollama.CHAT, streams=True),
+    _post("/api/generate", Kind.GENERATION, ollama.GENERATE, streams=True, missing_model=_NOT_FOUND),
+    _post("/api/embed", Kind.EMBEDDING, ollama.EMBED, missing_model=_NOT_FOUND, unknown_model=_PULL_FIRST),
+    _post("/api/embeddings", Kind.EMBEDDING, ollama.EMBEDDINGS, unknown_model=_PULL_FIRST, reports_usage=False),
+]
+
+
+def _by_path(routes: list[Route]) -> Mapping[bytes, Mapping[str, Route]]:
+    table: dict[bytes, dict[str, Route]] = {}
+    for route in routes:
+        table.setdefault(route.path.encode(), {})[route.method] = route
+    return table
+
+
+ROUTES: Mapping[bytes, Mapping[str, Route]] = _by_path(_ROUTES)
+
+
+def belongs_to_calls(raw_path: bytes) -> bool:
+    """Whether a path is the data plane's to answer, be it with 404."""
+    return raw_path in ROUTES or raw_path.startswith((b"/api/", b"/v1/", b"/k/")) or raw_path in (b"/api", b"/v1")

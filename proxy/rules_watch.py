@@ -1,0 +1,318 @@
+"""Keeps the rules in memory up to date: a thread that asks the database for its revisions four times a second."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from django.db import DatabaseError, InterfaceError, connections
+
+from proxy.backend_url import normalise_backend_url
+from proxy.credentials import unseal
+from proxy.ip_rules import normalised
+from proxy.limits.rules import Rule
+from proxy.model_names import canonical_pattern
+from proxy.models import Backend as BackendModel
+from proxy.models import ModelAlias, ModelPolicy
+from proxy.snapshot import Backend, KeyRow, Policy, Tables, ordered_policies
+from proxy.triggers import CHANNEL
+from tenants.models import IPRule, Limit, Tenant, User
+from usage.costs import PriceRow
+from usage.models import Price
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.25
+RETRY_SECONDS = 0.5
+
+
+class RulesWatch:
+    """`changed(tables)` is called in the watching thread whenever the tables are new, the first time included."""
+
+    def __init__(self, changed: Callable[[Tables], None], using: str = "default") -> None:
+        self._changed = changed
+        self._using = using
+        self._stop = threading.Event()
+        self._tables = Tables()
+        self._loaded = False
+        self._listener: Any = None
+        self._failing = False
+        # Monotonic time of the last answer of the database; how old the rules may be is judged by it.
+        self.last_contact = 0.0
+        self._thread = threading.Thread(target=self._run, name="rules", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._poll()
+                self._wait()
+            except (DatabaseError, InterfaceError, OSError) as exc:
+                self._lost(exc)
+            except Exception:
+                # Whatever is in the tables, the next change of them must be heard (L5).
+                logger.exception("The rules could not be read; the old ones stay in force")
+                self._stop.wait(RETRY_SECONDS)
+        self._close()
+
+    def _lost(self, exc: Exception) -> None:
+        if not self._failing:
+            logger.warning("The database does not answer; the rules stay as they are (%s)", type(exc).__name__)
+        self._failing = True
+        self._close()
+        self._stop.wait(RETRY_SECONDS)
+
+    def _close(self) -> None:
+        listener, self._listener = self._listener, None
+        try:
+            if listener is not None:
+                listener.close()
+            connections[self._using].close()
+        except Exception as exc:
+            logger.debug("Closing a broken connection: %s", exc)
+
+    def _poll(self) -> None:
+        revisions = self._revisions()
+        if not self._loaded or revisions != self._tables.revisions:
+            tables = self._read()
+            self._tables, self._loaded = tables, True
+            self._changed(tables)
+        self.last_contact = time.monotonic()
+        if self._failing:
+            logger.warning("The database answers again")
+            self._failing = False
+
+    def _revisions(self) -> dict[str, int]:
+        with connections[self._using].cursor() as cursor:
+            cursor.execute('SELECT "table", revision FROM proxy_configrevision')
+            return dict(cursor.fetchall())
+
+    def _read(self) -> Tables:
+        """All tables whose revision changed, and the revisions, as of one moment."""
+        with self._one_moment():
+            revisions = self._revisions()
+            old = self._tables
+            groups: dict[str, Any] = {}
+            for table, load in _LOADERS.items():
+                if not self._loaded or revisions.get(table) != old.revisions.get(table):
+                    groups.update(load(self._using))
+        return replace(old, revisions=revisions, **groups)
+
+    @contextmanager
+    def _one_moment(self) -> Iterator[None]:
+        # Not atomic(): on SQLite it would take the lock of the writer, only to read.
+        connection = connections[self._using]
+        postgresql = connection.vendor == "postgresql"
+        with connection.cursor() as cursor:
+            cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if postgresql else "BEGIN DEFERRED")
+            try:
+                yield
+            finally:
+                cursor.execute("ROLLBACK")
+
+    def _wait(self) -> None:
+        """Until the next poll is due, or PostgreSQL says that something changed."""
+        if connections[self._using].vendor != "postgresql":
+            self._stop.wait(POLL_SECONDS)
+            return
+        if self._listener is None:
+            self._listener = _listen(self._using)
+        for _ in self._listener.notifies(timeout=POLL_SECONDS, stop_after=1):
+            pass
+
+
+def _listen(using: str) -> Any:
+    import psycopg  # only where the database is PostgreSQL
+
+    parameters = connections[using].get_connection_params()
+    parameters = {
+        name: value
+        for name, value in parameters.items()
+        if name not in ("cursor_factory", "context", "prepare_threshold")
+    }
+    listener = psycopg.connect(**parameters, autocommit=True)
+    listener.execute(f"LISTEN {CHANNEL}")
+    return listener
+
+
+def _epoch(value: Any) -> float | None:
+    """Epoch seconds of a timestamp as the drivers give it: PostgreSQL a datetime, SQLite the text that Django wrote."""
+    if value is None:
+        return None
+    moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _tenants(using: str) -> dict[str, Any]:
+    rows = Tenant.objects.using(using).values_list("id", "name", "enabled", "archived_at")
+    return {"tenants": {pk: (name, enabled and archived is None) for pk, name, enabled, archived in rows}}
+
+
+def _users(using: str) -> dict[str, Any]:
+    rows = User.objects.using(using).values_list("id", "username", "is_active")
+    return {"users": {pk: (name, active) for pk, name, active in rows}}
+
+
+_KEY_COLUMNS = (
+    "id, name, prefix, tenant_id, user_id, previous_expires_at, enabled, expires_at, revoked_at, "
+    "models_allowed, may_infer, may_list, may_manage, may_use_cloud, may_be_in_path, max_output_tokens, "
+    "digest, previous_digest, imported"
+)
+
+
+def _keys(using: str) -> dict[str, Any]:
+    """Raw rows: there may be 100,000, and they must be in force within a second."""
+    keys: dict[int, KeyRow] = {}
+    digests: dict[bytes, tuple[int, bool]] = {}
+    foreign = False
+    with connections[using].cursor() as cursor:
+        cursor.execute(f"SELECT {_KEY_COLUMNS} FROM tenants_apikey")  # noqa: S608 - a constant
+        for row in cursor.fetchall():
+            key_id, models = row[0], row[9]
+            keys[key_id] = KeyRow(
+                *row[:5],
+                _epoch(row[5]),
+                bool(row[6]),
+                _epoch(row[7]),
+                row[8] is not None,
+                () if models in ("[]", []) else _patterns(models),
+                (bool(row[10]), bool(row[11]), bool(row[12]), bool(row[13]), bool(row[14])),
+                row[15],
+            )
+            digests[bytes(row[16])] = (key_id, False)
+            if row[17] is not None:
+                digests[bytes(row[17])] = (key_id, True)
+            foreign = foreign or bool(row[18])
+    return {"keys": keys, "digests": digests, "foreign_keys": foreign}
+
+
+def _patterns(models: Any) -> tuple[str, ...]:
+    names = json.loads(models) if isinstance(models, str) else models
+    return tuple(canonical_pattern(str(name)) for name in names)
+
+
+def _ip_rules(using: str) -> dict[str, Any]:
+    rows = IPRule.objects.using(using).values_list("cidr", "action", "tenant_id", "key_id", "acts_as_id", "expires_at")
+    rules = []
+    for cidr, action, *scope, expires_at in rows:
+        try:
+            normalised(cidr)
+        except ValueError:
+            # Only SQL can write such a row. Closed rather than open: as a rule for nobody it shuts its scope.
+            logger.error("The IP rule %r is no network; its scope is closed until it is mended", cidr)  # noqa: TRY400
+            cidr, action = "0.0.0.0/0", "deny"
+            rules.append(("::/0", "deny", *scope[:2], None, _epoch(expires_at)))
+        rules.append((cidr, action, *scope, _epoch(expires_at)))
+    return {"ip_rules": tuple(rules)}
+
+
+def _limits(using: str) -> dict[str, Any]:
+    limits = []
+    for row in Limit.objects.using(using).select_related("tenant", "user", "key").order_by("id"):
+        subject = {"tenant": f"the tenant {row.tenant}", "user": f"the user {row.user}", "address": "your address"}
+        rule = Rule(
+            id=row.id,
+            metric=row.metric,
+            window=row.window,
+            seconds=row.window_seconds or 0,
+            amount=row.amount,
+            enforced=row.mode == Limit.Mode.ENFORCE,
+            model=canonical_pattern(row.model) if row.model else "",
+            per_address=row.scope == Limit.Scope.ADDRESS,
+            subject=subject.get(row.scope, f"key {row.key.prefix}" if row.key else ""),
+        )
+        limits.append((row.scope, row.tenant_id, row.user_id, row.key_id, rule))
+    return {"limits": tuple(limits)}
+
+
+def _backends(using: str) -> dict[str, Any]:
+    backends = []
+    for row in BackendModel.objects.using(using).filter(archived_at=None).order_by("id"):
+        try:
+            url = normalise_backend_url(row.url)
+        except ValueError as exc:
+            logger.error("Backend %s is left out: %s", row.name, exc)  # noqa: TRY400
+            continue
+        backends.append(
+            Backend(
+                id=row.id,
+                name=row.name,
+                url=url,
+                enabled=row.enabled,
+                slots=row.slots,
+                context_length=row.context_length,
+                transport=row.transport,
+                ca_certificates=row.ca_certificates,
+                credential=_credential(row),
+            )
+        )
+    return {"backends": tuple(backends)}
+
+
+def _credential(row: BackendModel) -> tuple[bytes, bytes] | None:
+    if not row.credential_header or not row.credential_encrypted:
+        return None
+    try:
+        value = unseal(bytes(row.credential_encrypted))
+    except ValueError:
+        logger.error("The credential of backend %s cannot be read; enter it again", row.name)  # noqa: TRY400
+        return None
+    return row.credential_header.lower().encode("ascii"), value.encode("latin-1")
+
+
+def _aliases(using: str) -> dict[str, Any]:
+    rows = ModelAlias.objects.using(using).filter(enabled=True).values_list("pattern", "model")
+    return {"aliases": tuple(rows)}
+
+
+def _policies(using: str) -> dict[str, Any]:
+    policies = [
+        Policy(
+            pattern=row.pattern,
+            num_ctx=row.num_ctx,
+            load_options=tuple(sorted(row.load_options.items())),
+            keep_alive=_keep_alive(row.keep_alive),
+            max_output_tokens=row.max_output_tokens,
+        )
+        for row in ModelPolicy.objects.using(using).all()
+    ]
+    return {"policies": ordered_policies(policies)}
+
+
+def _keep_alive(value: str) -> str | float | None:
+    """Ollama wants bare numbers as numbers: "-1" without a unit is an error there."""
+    if not value:
+        return None
+    try:
+        return float(value) if "." in value else int(value)
+    except ValueError:
+        return value
+
+
+def _prices(using: str) -> dict[str, Any]:
+    columns = ("input_nano", "output_nano", "gpu_second_nano", "kwh_nano", "watts")
+    rows = Price.objects.using(using).values_list("id", "model", "valid_from", "backend", *columns)
+    return {"prices": tuple(PriceRow(pk, canonical_pattern(model), *rest) for pk, model, *rest in rows)}
+
+
+_LOADERS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "tenants_tenant": _tenants,
+    "tenants_user": _users,
+    "tenants_apikey": _keys,
+    "tenants_iprule": _ip_rules,
+    "tenants_limit": _limits,
+    "proxy_backend": _backends,
+    "proxy_modelalias": _aliases,
+    "proxy_modelpolicy": _policies,
+    "usage_price": _prices,
+}

@@ -1,0 +1,190 @@
+"""What lives as long as the process: the rules, the fleet, the limits, the ledger, the calls in flight."""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import time
+
+from proxy import metrics
+from proxy.admission import Admission
+from proxy.call import Call
+from proxy.clock import SteadyClock
+from proxy.configuration import Configuration
+from proxy.credential_failures import CredentialFailures
+from proxy.errors import Interruption, Unavailable
+from proxy.fleet import Fleet
+from proxy.ledger import Ledger
+from proxy.limits import MemoryLimits
+from proxy.rules_watch import RulesWatch
+from proxy.snapshot import Snapshot, Tables
+
+logger = logging.getLogger(__name__)
+
+# How long the first call waits for the first reading of the rules.
+START_PATIENCE = 10.0
+
+
+class Runtime:
+    """Made once per process, without an event loop; started by the server, or by the first call where there is none
+    that would (Daphne sends no lifespan events)."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.configuration = configuration
+        self.now = SteadyClock()
+        self.admission = Admission(
+            configuration.auth_header, configuration.key_pepper, configuration.key_pepper_fallbacks
+        )
+        # The same in all processes of an installation, and telling nothing about it.
+        self.instance = hmac.digest(configuration.key_pepper, b"instance", hashlib.sha256).hex()[:16].encode()
+        self.credential_failures = CredentialFailures(configuration.failed_credentials_per_minute)
+        self.limits = MemoryLimits(configuration.time_zone, self.now)
+        self.calls: set[Call] = set()
+        self.draining = False
+        self.snapshot: Snapshot | None = None
+        self.ledger: Ledger
+        self.fleet: Fleet
+        self._rules: RulesWatch
+        self._starting: asyncio.Future[None] | None = None
+        self._ready: asyncio.Event
+        self._nothing_runs: asyncio.Event
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Idempotent. Returns when the rules are known, or after a while without them: then calls get 503."""
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(self._start())
+        await asyncio.shield(self._starting)
+
+    async def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._ready = asyncio.Event()
+        self._nothing_runs = asyncio.Event()
+        self.ledger = Ledger(self.configuration)
+        self.ledger.start()
+        self.fleet = Fleet(self.configuration)
+        self._rules = RulesWatch(lambda tables: _call_soon(loop, self._apply, tables))
+        self._rules.start()
+        self._sweeper = asyncio.create_task(self._sweep_for_ever(), name="sweeper")
+        try:
+            async with asyncio.timeout(START_PATIENCE):
+                await self._ready.wait()
+        except TimeoutError:
+            logger.warning("The rules could not be read yet; calls are refused until they are")
+
+    def rules(self) -> Snapshot:
+        """The rules in force. Raises Unavailable when there are none, or none that are young enough (S1)."""
+        snapshot = self.snapshot
+        if snapshot is None:
+            raise Unavailable("state_unavailable", "The gateway is starting and has no rules yet.", retry_after=2)
+        grace = self.configuration.db_grace_seconds
+        if grace and time.monotonic() - self._rules.last_contact > grace + 1:
+            raise Unavailable("state_unavailable", "The gateway has lost its database for too long.", retry_after=10)
+        return snapshot
+
+    def _apply(self, tables: Tables) -> None:
+        self._use(Snapshot(tables, self.now()))
+        self.fleet.apply(tables.backends)
+        self._ready.set()
+
+    def _use(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        for call in list(self.calls):
+            if call.key is not None and not self._may_go_on(call, snapshot):
+                call.interrupt(Interruption.WITHDRAWN)
+
+    def _may_go_on(self, call: Call, snapshot: Snapshot) -> bool:
+        """Whether the rules, as they are now, would still let a running call in."""
+        assert call.key is not None
+        key = snapshot.key(call.key.id, self.now())
+        if key is None:
+            return False
+        if not all(rules.allow(call.address) for rules in (snapshot.ip_all, key.tenant_ip, key.key_ip)):
+            return False
+        return call.model is None or snapshot.model(key, call.asked).allowed
+
+    # The calls in flight.
+
+    def began(self, call: Call) -> None:
+        self.calls.add(call)
+
+    def ended(self, call: Call) -> None:
+        self.calls.discard(call)
+        if self.draining and not self.calls:
+            self._nothing_runs.set()
+
+    async def _sweep_for_ever(self) -> None:
+        """Once a second: deadlines, notes of progress, expired keys and rules. One timer instead of one per call."""
+        while True:
+            await asyncio.sleep(1.0)
+            try:
+                self._sweep()
+            except Exception:
+                # Nobody else judges deadlines (L5).
+                logger.exception("The sweeper failed")
+
+    def _sweep(self) -> None:
+        moment, epoch = time.monotonic(), self.now()
+        for call in list(self.calls):
+            if call.key is not None and call.key.expires_at is not None and call.key.expires_at <= epoch:
+                call.interrupt(Interruption.WITHDRAWN)
+            elif 0 < call.deadline < moment:
+                call.interrupt(call.deadline_reason)
+            elif 0 < call.total_deadline < moment:
+                call.interrupt(Interruption.TOTAL)
+            elif call.segment is not None and call.dispatched_at:
+                self.ledger.progress(call)
+        snapshot = self.snapshot
+        if snapshot is not None and snapshot.valid_until is not None and snapshot.valid_until <= epoch:
+            self._use(snapshot.refreshed(epoch))
+        self.fleet.sweep()
+        metrics.observe_runtime(self)
+
+    # The end (gateway_site.server.Drainable).
+
+    def begin_drain(self) -> None:
+        self.draining = True
+
+    async def drained(self, seconds: float) -> None:
+        """Returns when no call runs, or after a while, having ended the rest with an error in their dialect."""
+        if not self.calls:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._nothing_runs.wait()
+        except TimeoutError:
+            logger.warning("%d calls are cut: they outlasted the drain of %.0f s", len(self.calls), seconds)
+            for call in list(self.calls):
+                call.interrupt(Interruption.DRAIN)
+            try:
+                async with asyncio.timeout(5):
+                    await self._nothing_runs.wait()
+            except TimeoutError:
+                logger.warning("%d calls did not end", len(self.calls))
+
+    async def close(self) -> None:
+        """Stores what is left and lets everything go. Bounded: what the database does not take stays in the spool."""
+        if self._starting is None:
+            return
+        self._rules.stop()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self.fleet.close()
+        await self.ledger.close(5)
+
+    @property
+    def is_ready(self) -> bool:
+        if self.draining or self._starting is None or not self.ledger.is_writable:
+            return False
+        try:
+            self.rules()
+        except Unavailable:
+            return False
+        return True
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, function: object, *args: object) -> None:
+    try:
+        loop.call_soon_threadsafe(function, *args)  # type: ignore[arg-type]
+    except RuntimeError:
+        pass  # the loop has closed

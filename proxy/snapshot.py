@@ -1,0 +1,296 @@
+"""The control plane, frozen: all that a call needs to know of the rules, swapped whole when they change.
+
+Reading is proxy/rules_watch.py's; nothing here does I/O. A snapshot keeps the answers it has worked out (a key's
+grant, a name's meaning) because it never changes; the next snapshot begins without them.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+from proxy.client_address import Address, Network
+from proxy.ip_rules import NO_RULES, IPRules, normalised
+from proxy.limits.rules import Rule
+from proxy.model_names import InvalidModelName, ModelName, canonical_pattern
+from proxy.model_names import parse as parse_model_name
+from usage.costs import PriceRow
+
+# Worked-out answers kept per snapshot; junk names and keys must not grow it without bound.
+REMEMBERED = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key that may be used now, and whose it is."""
+
+    id: int
+    name: str
+    prefix: str
+    tenant_id: int
+    tenant_name: str
+    user_id: int | None
+    user_name: str
+    expires_at: float | None  # epoch seconds
+    models: tuple[str, ...]
+    may_infer: bool
+    may_list: bool
+    may_manage: bool
+    may_use_cloud: bool
+    may_be_in_path: bool
+    max_output_tokens: int | None
+    tenant_ip: IPRules
+    key_ip: IPRules
+    rules: tuple[Rule, ...]
+
+    def may_use(self, canonical: str) -> bool:
+        return not self.models or any(fnmatchcase(canonical, pattern) for pattern in self.models)
+
+
+class KeyRow(NamedTuple):
+    """One row of tenants.ApiKey as it was read. A tuple, because there may be 100,000 and most are never used."""
+
+    id: int
+    name: str
+    prefix: str
+    tenant_id: int
+    user_id: int | None
+    previous_expires_at: float | None
+    enabled: bool
+    expires_at: float | None
+    revoked: bool
+    models: tuple[str, ...]
+    rights: tuple[bool, bool, bool, bool, bool]  # infer, list, manage, use cloud, be in path
+    max_output_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One row of proxy.Backend. Two that are equal are the same to the data plane."""
+
+    id: int
+    name: str
+    url: str
+    enabled: bool
+    slots: int
+    context_length: int | None
+    transport: str
+    ca_certificates: str = field(repr=False, default="")
+    credential: tuple[bytes, bytes] | None = field(repr=False, default=None)  # header name and value
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One row of proxy.ModelPolicy."""
+
+    pattern: str
+    num_ctx: int | None = None
+    load_options: tuple[tuple[str, Any], ...] = ()
+    keep_alive: str | float | None = None
+    max_output_tokens: int | None = None
+
+
+NO_POLICY = Policy("*")
+
+
+@dataclass(frozen=True, slots=True)
+class Acting:
+    """Calls without a key from a network are made with this one."""
+
+    network: Network
+    key_id: int
+    expires_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The rows a snapshot is made of, each group replaced when its table changes."""
+
+    revisions: Mapping[str, int] = field(default_factory=dict)
+    tenants: Mapping[int, tuple[str, bool]] = field(default_factory=dict)  # id → (name, usable)
+    users: Mapping[int, tuple[str, bool]] = field(default_factory=dict)
+    keys: Mapping[int, KeyRow] = field(default_factory=dict)
+    digests: Mapping[bytes, tuple[int, bool]] = field(default_factory=dict)  # → (key id, is the previous secret)
+    foreign_keys: bool = False  # whether keys of another form were imported
+    # (network, action, tenant id, key id, acts as key id, expires at)
+    ip_rules: tuple[tuple[str, str, int | None, int | None, int | None, float | None], ...] = ()
+    # (scope, tenant id, user id, key id, rule)
+    limits: tuple[tuple[str, int | None, int | None, int | None, Rule], ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()  # (pattern, model)
+    policies: tuple[Policy, ...] = ()
+    backends: tuple[Backend, ...] = ()
+    prices: tuple[PriceRow, ...] = ()
+
+
+class Snapshot:
+    def __init__(self, tables: Tables, now: float | None = None) -> None:
+        self.tables = tables
+        now = time.time() if now is None else now
+        current = [rule for rule in tables.ip_rules if rule[5] is None or rule[5] > now]
+        # An expired rule must stop to act without any change of the tables.
+        self.valid_until = min((rule[5] for rule in current if rule[5] is not None), default=None)
+        self.ip_all = IPRules((cidr, action) for cidr, action, tenant, key, _, _ in current if tenant is key is None)
+        self.acting = _acting(current)
+        self._tenant_ip = _grouped(current, 2)
+        self._key_ip = _grouped(current, 3)
+        self._limits = _limits_by_subject(tables.limits)
+        self._aliases = _by_precision(tables.aliases)
+        self._keys: dict[int, Key | None] = {}
+        self._models: dict[tuple[tuple[str, ...], bool, str], Model] = {}
+
+    def refreshed(self, now: float) -> "Snapshot":
+        """The same rules, less those that have expired."""
+        return Snapshot(self.tables, now)
+
+    def key_by_digest(self, digest: bytes, now: float) -> Key | None:
+        """The usable key with a secret; None for unknown, revoked, expired, disabled."""
+        found = self.tables.digests.get(digest)
+        if found is None:
+            return None
+        key_id, previous = found
+        if previous and (self.tables.keys[key_id].previous_expires_at or 0) <= now:
+            return None
+        return self.key(key_id, now)
+
+    def key(self, key_id: int, now: float) -> Key | None:
+        """A usable key by its row."""
+        try:
+            key = self._keys[key_id]
+        except KeyError:
+            key = self._keys[key_id] = self._compile(key_id)
+        if key is not None and key.expires_at is not None and key.expires_at <= now:
+            return None
+        return key
+
+    def _compile(self, key_id: int) -> Key | None:
+        row = self.tables.keys.get(key_id)
+        if row is None or row.revoked or not row.enabled:
+            return None
+        tenant_name, tenant_usable = self.tables.tenants.get(row.tenant_id, ("", False))
+        user_name, user_usable = self.tables.users.get(row.user_id, ("", False)) if row.user_id else ("", True)
+        if not (tenant_usable and user_usable):
+            return None
+        infer, listing, manage, cloud, in_path = row.rights
+        return Key(
+            id=row.id,
+            name=row.name,
+            prefix=row.prefix,
+            tenant_id=row.tenant_id,
+            tenant_name=tenant_name,
+            user_id=row.user_id,
+            user_name=user_name,
+            expires_at=row.expires_at,
+            models=row.models,
+            may_infer=infer,
+            may_list=listing,
+            may_manage=manage,
+            may_use_cloud=cloud,
+            may_be_in_path=in_path,
+            max_output_tokens=row.max_output_tokens,
+            tenant_ip=self._tenant_ip.get(row.tenant_id, NO_RULES),
+            key_ip=self._key_ip.get(row.id, NO_RULES),
+            rules=self._rules_of(row),
+        )
+
+    def _rules_of(self, row: KeyRow) -> tuple[Rule, ...]:
+        """All limits of a key: its own, the defaults they do not replace, its user's, its tenant's, each address's."""
+        own = self._limits.get(("key", row.id), ())
+        replaced = {(rule.metric, rule.window, rule.seconds, rule.model) for rule in own}
+        defaults = [
+            replace(rule, subject=f"key {row.prefix}")
+            for rule in self._limits.get(("default", 0), ())
+            if (rule.metric, rule.window, rule.seconds, rule.model) not in replaced
+        ]
+        others = [
+            *self._limits.get(("user", row.user_id or 0), ()),
+            *self._limits.get(("tenant", row.tenant_id), ()),
+            *self._limits.get(("address", 0), ()),
+        ]
+        return (*own, *defaults, *others)
+
+    def key_acting_for(self, address: Address | None, now: float) -> Key | None:
+        """The key that calls without one are made with, from a network that an IP rule lets act as it."""
+        if address is None:
+            return None
+        for acting in self.acting:
+            if acting.network.version == address.version and address in acting.network:
+                return self.key(acting.key_id, now)
+        return None
+
+    def model(self, key: Key, asked: str) -> "Model":
+        """What a name means to a key. Raises InvalidModelName."""
+        identity = (key.models, key.may_use_cloud, asked)
+        model = self._models.get(identity)
+        if model is None:
+            if len(self._models) >= REMEMBERED:
+                self._models.clear()
+            model = self._models[identity] = self._resolve(key, asked)
+        return model
+
+    def _resolve(self, key: Key, asked: str) -> "Model":
+        name = parse_model_name(asked)
+        served = name
+        for pattern, target in self._aliases:
+            if fnmatchcase(name.canonical, pattern):
+                served = parse_model_name(target)
+                break
+        allowed = key.may_use(name.canonical) or (served is not name and key.may_use(served.canonical))
+        return Model(name, served, allowed and (key.may_use_cloud or not served.cloud), self._policy(served.canonical))
+
+    def _policy(self, canonical: str) -> Policy:
+        for policy in self.tables.policies:
+            if fnmatchcase(canonical, policy.pattern):
+                return policy
+        return NO_POLICY
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    asked: ModelName
+    served: ModelName
+    allowed: bool
+    policy: Policy
+
+
+def ordered_policies(policies: Iterable[Policy]) -> tuple[Policy, ...]:
+    """Exact names first, then the longest patterns: the first that fits counts."""
+    named = [replace(policy, pattern=canonical_pattern(policy.pattern)) for policy in policies]
+    return tuple(sorted(named, key=lambda policy: _precision(policy.pattern)))
+
+
+def _precision(pattern: str) -> tuple[bool, int, str]:
+    return any(char in pattern for char in "*?["), -len(pattern), pattern
+
+
+def _by_precision(aliases: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    usable = []
+    for pattern, target in aliases:
+        try:
+            parse_model_name(target)
+        except InvalidModelName:
+            continue  # the form refuses it; raw SQL may not have
+        usable.append((canonical_pattern(pattern), target))
+    return sorted(usable, key=lambda alias: _precision(alias[0]))
+
+
+def _grouped(rules: Iterable[tuple[Any, ...]], column: int) -> dict[int, IPRules]:
+    groups: dict[int, list[tuple[str, str]]] = {}
+    for rule in rules:
+        if rule[column] is not None:
+            groups.setdefault(rule[column], []).append((rule[0], rule[1]))
+    return {subject: IPRules(pairs) for subject, pairs in groups.items()}
+
+
+def _acting(rules: Iterable[tuple[Any, ...]]) -> list[Acting]:
+    acting = [Acting(normalised(rule[0]), rule[4], rule[5]) for rule in rules if rule[4] is not None]
+    return sorted(acting, key=lambda entry: -entry.network.prefixlen)
+
+
+def _limits_by_subject(
+    limits: Iterable[tuple[str, int | None, int | None, int | None, Rule]],
+) -> dict[tuple[str, int], list[Rule]]:
+    groups: dict[tuple[str, int], list[Rule]] = {}
+    for scope, tenant, user, key, rule in limits:
+        groups.setdefault((scope, tenant or user or key or 0), []).append(rule)
+    return groups

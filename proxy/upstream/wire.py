@@ -1,0 +1,351 @@
+"""Keep-alive HTTP/1.1 towards one backend, on asyncio transports and httptools.
+
+An answer exists only between `exchange()` and its `close()`. The connection goes back to the pool when the answer was
+read to its end and the backend did not object; in every other case it is aborted, which is how Ollama learns that
+nobody waits any more. Deadlines are the caller's (Call.deadline); only connecting has one here.
+"""
+
+import asyncio
+import ssl
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import httptools
+
+from proxy.errors import BrokenAnswer, StaleConnection, Unreachable
+
+# Reading from a backend pauses when a client is this far behind, bytes.
+HIGH_WATER = 128 << 10
+LOW_WATER = 32 << 10
+MAX_HEAD = 64 << 10
+MAX_INTERIM_ANSWERS = 8
+MAX_IDLE_CONNECTIONS = 64
+# Dropped before a proxy in front of the backend would; Ollama itself never does.
+IDLE_SECONDS = 20.0
+
+_BODILESS = frozenset((204, 304))
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where and how to connect. `addresses` are literals: a call never waits for DNS."""
+
+    addresses: tuple[str, ...]
+    port: int
+    tls: ssl.SSLContext | None
+    server_hostname: str | None
+    connect_seconds: float
+
+
+class Connection(asyncio.Protocol):
+    """One connection; carries one exchange at a time. Also the callbacks of its parser."""
+
+    __slots__ = (
+        "_buffered",
+        "_chunks",
+        "_closed",
+        "_ended",
+        "_error",
+        "_head_bytes",
+        "_head_done",
+        "_headers",
+        "_interim",
+        "_keep",
+        "_loop",
+        "_parser",
+        "_paused",
+        "_read_bytes",
+        "_until_eof",
+        "_waiter",
+        "idle_since",
+        "requests",
+        "transport",
+    )  # fmt: skip
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.transport: asyncio.Transport | None = None
+        self.requests = 0
+        self.idle_since = 0.0
+        self._closed = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._chunks: deque[bytes] = deque()
+        self._buffered = 0
+        self._read_bytes = 0
+        self._head_bytes = 0
+        self._interim = 0
+        self._head_done = False
+        self._ended = False
+        self._keep = False
+        self._until_eof = False
+        self._paused = False
+        self._error: str | None = None
+
+    # The transport's callbacks.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        if self._ended or self._error is not None or not self.requests:
+            # Bytes that nobody asked for: whatever they are, they must not become the next call's answer.
+            self._fail("bytes after the end of the answer")
+            return
+        self._read_bytes += len(data)
+        if not self._head_done:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._fail("switched protocols")
+        except (httptools.HttpParserError, BrokenAnswer) as exc:
+            self._fail(f"not valid HTTP: {exc}")
+        if not self._head_done and self._head_bytes > MAX_HEAD:
+            self._fail(f"a head of more than {MAX_HEAD} bytes")
+        if self._buffered > HIGH_WATER and not self._paused and not self._ended and self.transport is not None:
+            self._paused = True
+            self.transport.pause_reading()
+        self._wake()
+
+    def eof_received(self) -> bool:
+        return False  # closes the transport; connection_lost decides what that means
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closed = True
+        if self._until_eof and exc is None and self._error is None:
+            self._ended = True
+        elif not self._ended and self._error is None:
+            self._error = f"closed the connection ({exc or 'EOF'})"
+        self._wake()
+
+    # The parser's callbacks.
+
+    def on_message_begin(self) -> None:
+        if self._head_done:
+            raise BrokenAnswer("a second answer")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status == 101:
+            raise BrokenAnswer("switched protocols")
+        if 100 <= status < 200:
+            self._interim += 1
+            if self._interim > MAX_INTERIM_ANSWERS:
+                raise BrokenAnswer("too many interim answers")
+            self._headers = []
+            return
+        if not 200 <= status < 600:
+            raise BrokenAnswer(f"status {status}")
+        self._keep = self._parser.should_keep_alive()
+        names = [name for name, _ in self._headers]
+        if b"transfer-encoding" in names and b"content-length" in names:
+            raise BrokenAnswer("both Content-Length and Transfer-Encoding")
+        if b"transfer-encoding" not in names and b"content-length" not in names and status not in _BODILESS:
+            self._until_eof = True
+            self._keep = False
+        self._head_done = True
+
+    def on_body(self, body: bytes) -> None:
+        self._chunks.append(body)
+        self._buffered += len(body)
+
+    def on_message_complete(self) -> None:
+        if self._head_done:
+            self._ended = True
+
+    def _fail(self, reason: str) -> None:
+        if self._error is None and not self._ended:
+            self._error = reason
+        self._keep = False
+        if self.transport is not None:
+            self.transport.abort()
+        self._wake()
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def _changed(self) -> None:
+        self._waiter = waiter = self._loop.create_future()
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+
+    # What the pool and the answer use.
+
+    @property
+    def usable(self) -> bool:
+        """Idle, whole and young enough to be sent another request."""
+        transport = self.transport
+        if self._closed or transport is None or transport.is_closing() or self._error is not None:
+            return False
+        return time.monotonic() - self.idle_since < IDLE_SECONDS
+
+    @property
+    def kept(self) -> bool:
+        return self._ended and self._keep and not self._closed
+
+    async def send(self, request: Sequence[bytes]) -> None:
+        """Writes a request and waits for the head of the answer. Raises StaleConnection, BrokenAnswer."""
+        assert self.transport is not None
+        if self.requests:
+            self._reset()
+        self.requests += 1
+        self.transport.writelines(request)
+        while not self._head_done:
+            if self._error is not None:
+                if self.requests > 1 and not self._read_bytes:
+                    raise StaleConnection(self._error)
+                raise BrokenAnswer(self._error)
+            await self._changed()
+
+    async def read(self) -> bytes:
+        """The next bytes of the body, all that are there; b"" at its end. Raises BrokenAnswer."""
+        while not self._chunks:
+            if self._ended:
+                return b""
+            if self._error is not None:
+                raise BrokenAnswer(self._error)
+            await self._changed()
+        chunks = self._chunks
+        data = chunks.popleft() if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        self._buffered = 0
+        if self._paused and self.transport is not None and not self._closed:
+            self._paused = False
+            self.transport.resume_reading()
+        return data
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+
+class Answer:
+    """Status, headers and the body still to come."""
+
+    __slots__ = ("_connection", "_pool", "headers", "status")
+
+    def __init__(self, connection: Connection, pool: "Pool") -> None:
+        self._connection = connection
+        self._pool = pool
+        self.status: int = connection._parser.get_status_code()
+        self.headers = connection._headers
+
+    async def read(self) -> bytes:
+        """The next bytes of the body, all that are there; b"" at its end. Raises BrokenAnswer."""
+        return await self._connection.read()
+
+    @property
+    def ready(self) -> bool:
+        """Whether `read` would return at once."""
+        connection = self._connection
+        return bool(connection._chunks) or connection._ended or connection._error is not None
+
+    @property
+    def at_end(self) -> bool:
+        """Whether what was read so far is all there is."""
+        return self._connection._ended and not self._connection._chunks
+
+    def close(self) -> None:
+        """Gives the connection back, or aborts it where the answer was not read to its end."""
+        self._pool.give_back(self._connection)
+
+
+class Pool:
+    """The connections to one backend, of one event loop."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self._idle: list[Connection] = []
+        self._next_address = 0
+        self.closed = False
+
+    async def exchange(self, request: Sequence[bytes]) -> Answer:
+        """Sends a request; returns with the head of the answer.
+
+        A pooled connection that turns out dead before a byte came back is replaced by a fresh one, once (B13).
+        Raises Unreachable (nothing was sent), BrokenAnswer.
+        """
+        connection = self._pooled()
+        if connection is not None:
+            try:
+                return await self._on(connection, request)
+            except StaleConnection:
+                pass
+        return await self._on(await self._connect(), request)
+
+    async def _on(self, connection: Connection, request: Sequence[bytes]) -> Answer:
+        try:
+            await connection.send(request)
+        except BaseException:
+            connection.abort()
+            raise
+        return Answer(connection, self)
+
+    def _pooled(self) -> Connection | None:
+        # The most recently used first: the others grow old and are dropped.
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                return connection
+            connection.abort()
+        return None
+
+    async def _connect(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        endpoint = self.endpoint
+        if not endpoint.addresses:
+            raise Unreachable("its name has no address that a backend may have")
+        failure: Exception | None = None
+        for attempt in range(min(len(endpoint.addresses), 2)):
+            address = endpoint.addresses[(self._next_address + attempt) % len(endpoint.addresses)]
+            try:
+                async with asyncio.timeout(endpoint.connect_seconds):
+                    _, connection = await loop.create_connection(
+                        lambda: Connection(loop),
+                        address,
+                        endpoint.port,
+                        ssl=endpoint.tls,
+                        server_hostname=endpoint.server_hostname if endpoint.tls else None,
+                    )
+            except (OSError, ssl.SSLError, TimeoutError) as exc:
+                failure = exc
+                self._next_address += 1
+            else:
+                return connection
+        raise Unreachable(f"{type(failure).__name__}: {failure}") from failure
+
+    def give_back(self, connection: Connection) -> None:
+        if connection.kept and not self.closed and len(self._idle) < MAX_IDLE_CONNECTIONS:
+            connection.idle_since = time.monotonic()
+            self._idle.append(connection)
+        else:
+            connection.abort()
+
+    def drop_old(self) -> None:
+        """Closes idle connections past their age; the sweeper calls it."""
+        kept = [connection for connection in self._idle if connection.usable]
+        for connection in self._idle:
+            if connection not in kept:
+                connection.abort()
+        self._idle = kept
+
+    def close(self) -> None:
+        """Closes the idle connections; those in use are closed when given back."""
+        self.closed = True
+        for connection in self._idle:
+            connection.abort()
+        self._idle.clear()
