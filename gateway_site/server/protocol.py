@@ -15,7 +15,7 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 
 from . import refusals
 from .exchange import Exchange
-from .refusals import METHODS, Refusal
+from .refusals import METHODS, Refusal, Refused
 from .request_head import DROPPED_NAMES, PLAIN_NAMES, head_size, unknown_method, valid_host
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ SMALL_READ = 16 * 1024
 
 # "OPTIONS " and " HTTP/1.1".
 REQUEST_LINE_FRAME = 17
+BLANKS = b" \t"
 WEBSOCKET_PREFIX = b"/ws/"
 
 # Exists on Linux; elsewhere a departed client is noticed when reading goes on.
@@ -255,25 +256,26 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         plain = PLAIN_NAMES.get(name)
         if plain is not None:
-            self.headers.append((plain, value))
+            # llhttp removes blanks before a value, but not those after it.
+            self.headers.append((plain, value.rstrip(BLANKS)))
         elif self.headers is not NOWHERE:
-            self._weigh(name.lower(), value.strip())
+            self._weigh(name.lower(), value.rstrip(BLANKS))
 
     def _weigh(self, name: bytes, value: bytes) -> None:
         """A header that may mean something to the server."""
         if name == b"host":
             if self.host is not None:
-                raise refusals.BAD_HOST
+                raise Refused(refusals.BAD_HOST)
             self.host = value
         elif name == b"connection":
             self.connection_said = True
         elif name == b"transfer-encoding":
             if self.chunked or value.lower() != b"chunked":
-                raise refusals.BAD_FRAMING
+                raise Refused(refusals.BAD_FRAMING)
             self.chunked = True
         elif name == b"expect":
             if value.lower() != b"100-continue":
-                raise refusals.EXPECTATION
+                raise Refused(refusals.EXPECTATION)
             self.expects_continue = True
         elif name == b"upgrade":
             self.upgrade = value.lower()
@@ -290,7 +292,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._check_size(url, headers)
         method = METHODS.get(self.parser.get_method())
         if method is None:
-            raise refusals.METHOD
+            raise Refused(refusals.METHOD)
         if self.host not in self.all.known_hosts:
             self._check_host()
         keep_alive = self.parser.should_keep_alive()
@@ -300,7 +302,7 @@ class GatewayProtocol(HttpToolsProtocol):
             version = self._version()
         # 47 is "/".
         if url[0] != 47 or b"#" in url:
-            raise refusals.BAD_TARGET
+            raise Refused(refusals.BAD_TARGET)
         if self.has_dropped:
             headers = [header for header in headers if b"_" not in header[0] and header[0] not in DROPPED_NAMES]
 
@@ -337,23 +339,23 @@ class GatewayProtocol(HttpToolsProtocol):
     def _check_size(self, url: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         options = self.options
         if len(url) > options.max_request_line - REQUEST_LINE_FRAME:
-            raise refusals.TARGET_TOO_LONG
+            raise Refused(refusals.TARGET_TOO_LONG)
         if len(headers) > options.max_headers:
-            raise refusals.HEADERS_TOO_LARGE
+            raise Refused(refusals.HEADERS_TOO_LARGE)
         if (self.large_read or self.head_bytes) and head_size(headers) > options.max_header_bytes:
-            raise refusals.HEADERS_TOO_LARGE
+            raise Refused(refusals.HEADERS_TOO_LARGE)
 
     def _check_host(self) -> None:
         if self.host is None or not valid_host(self.host):
-            raise refusals.BAD_HOST
+            raise Refused(refusals.BAD_HOST)
         self.all.remember_host(self.host)
 
     def _version(self) -> str:
         version: str = self.parser.get_http_version()
         if version == "1.0" and self.chunked:
-            raise refusals.BAD_FRAMING
+            raise Refused(refusals.BAD_FRAMING)
         if version not in ("1.1", "1.0"):
-            raise refusals.BAD_VERSION
+            raise Refused(refusals.BAD_VERSION)
         return version
 
     def _check_upgrade(self, scope: dict[str, Any]) -> None:
@@ -365,12 +367,12 @@ class GatewayProtocol(HttpToolsProtocol):
             or not scope["raw_path"].startswith(WEBSOCKET_PREFIX)
             or self.running is not None
         ):
-            raise refusals.UPGRADE
+            raise Refused(refusals.UPGRADE)
         self.handshake = scope
 
     def _enqueue(self, exchange: Exchange) -> None:
         if len(self.pipeline) >= PIPELINE_MAX:
-            raise refusals.PIPELINE
+            raise Refused(refusals.PIPELINE)
         self.pipeline.append(exchange)
         if len(self.pipeline) >= PIPELINE_PAUSE:
             self.balance_reading()
@@ -583,8 +585,8 @@ class WebSocketConnection(asyncio.Protocol):
 
 
 def _refusal_for(error: httptools.HttpParserError, data: bytes) -> Refusal:
-    if isinstance(error.__context__, Refusal):
-        return error.__context__
+    if isinstance(error.__context__, Refused):
+        return error.__context__.refusal
     if isinstance(error, httptools.HttpParserCallbackError):
         logger.error("Could not read a request", exc_info=error)
     if isinstance(error, httptools.HttpParserInvalidMethodError) and unknown_method(data.lstrip(b"\r\n")):

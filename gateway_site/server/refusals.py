@@ -8,14 +8,21 @@ from http import HTTPStatus
 METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
 
 
-class Refusal(Exception):
-    """Raised inside a parser callback; the connection is answered with `response` and closed."""
+class Refusal:
+    """A ready answer; the connection is closed after it."""
 
     def __init__(self, status: int, code: str, message: str, *headers: str) -> None:
-        super().__init__(message)
         self.status = status
         self.code = code
         self.response = _render(status, code, message, headers)
+
+
+class Refused(Exception):
+    """Raised inside a parser callback, where only an exception stops the parser."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.code)
+        self.refusal = refusal
 
 
 def _render(status: int, code: str, message: str, headers: tuple[str, ...]) -> bytes:

@@ -50,7 +50,12 @@ class Worker:
     def start(self) -> None:
         self.pipe, theirs = spawn.Pipe(duplex=False)
         self.process = spawn.Process(target=serve_as_worker, args=(*self.arguments, theirs, os.getpid()))
-        self.process.start()
+        # Ctrl-C reaches the whole process group, but the parent decides what it means. Ignoring is inherited.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            self.process.start()
+        finally:
+            signal.signal(signal.SIGINT, handler)
         theirs.close()
         self.ready = False
         self.started_at = time.monotonic()
@@ -118,12 +123,17 @@ class Supervisor:
             os.close(read)
             os.close(write)
 
+    @property
+    def serving(self) -> bool:
+        """Until one worker has been ready, a failure is one of the installation: trying again would hide it."""
+        return any(worker.was_ready for worker in self.workers)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signals += 1
 
     def _wait(self, woken: int, seconds: float = 1.0) -> None:
         now = time.monotonic()
-        pauses = [worker.due - now for worker in self.workers if worker.process is None]
+        pauses = [worker.due - now for worker in self.workers if worker.process is None and self.serving]
         sources: list[int | Connection] = [woken]
         for worker in self.workers:
             if worker.process is not None:
@@ -142,11 +152,12 @@ class Supervisor:
         for worker in self.workers:
             if worker.process is not None and not worker.process.is_alive():
                 worker.bury()
-        if not any(worker.was_ready or worker.process for worker in self.workers):
+        if self.serving:
+            for worker in self.workers:
+                if worker.process is None and time.monotonic() >= worker.due:
+                    worker.start()
+        elif not any(worker.process for worker in self.workers):
             return False
-        for worker in self.workers:
-            if worker.process is None and time.monotonic() >= worker.due:
-                worker.start()
         if not self.announced and all(worker.ready for worker in self.workers):
             announce(self.url)
             self.announced = True
@@ -168,7 +179,9 @@ class Supervisor:
             wait([woken, *(process.sentinel for process in running)], 1.0)
             if wait([woken], 0):
                 os.read(woken, 4096)
-        return int(any(worker.process is not None and worker.process.exitcode != 0 for worker in self.workers))
+        # One that had not come so far as to handle the signal has nothing to drain.
+        fine = (0, -signal.SIGTERM)
+        return int(any(worker.process is not None and worker.process.exitcode not in fine for worker in self.workers))
 
 
 def serve_as_worker(
@@ -180,8 +193,6 @@ def serve_as_worker(
     parent: int,
 ) -> None:
     """Entry of a worker process."""
-    # Ctrl-C reaches the whole process group; the parent decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with(parent)
 
     def say_ready() -> None:

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import Any, Protocol
@@ -51,21 +52,18 @@ class Drainable(Protocol):
 
 
 class GatewayServer(uvicorn.Server):
-    """One worker. Ends by `stop()`, which signals call."""
+    """One worker. Ends by `stop()`, and sooner if `forced` is set."""
 
     def __init__(self, config: uvicorn.Config, options: ServerOptions, runtime: Drainable) -> None:
         super().__init__(config)
         self.options = options
         self.runtime = runtime
-        self.loop: asyncio.AbstractEventLoop | None = None
         self.stopping = asyncio.Event()
         self.forced = asyncio.Event()
-        self._stopped_at = 0.0
 
     async def serve_until_stopped(self, sockets: Listeners, ready: Callable[[], None]) -> None:
-        self.loop = asyncio.get_running_loop()
         await self.runtime.start()
-        self.connections = Connections(self.options, self.loop)
+        self.connections = Connections(self.options, asyncio.get_running_loop())
         await self._accept(sockets())
         self.connections.start()
         # The modules loaded so far live as long as the process; looking through them at each full collection
@@ -94,14 +92,9 @@ class GatewayServer(uvicorn.Server):
     # Stopping
 
     def stop(self) -> None:
-        """First begin to drain; called again a second or more later, end at once."""
-        now = self.loop.time() if self.loop else 0.0
-        if not self.stopping.is_set():
-            self._stopped_at = now
-            self.runtime.begin_drain()
-            self.stopping.set()
-        elif now - self._stopped_at >= SAME_SIGNAL_SECONDS:
-            self.forced.set()
+        """Take no new calls, and end when those in flight have ended."""
+        self.runtime.begin_drain()
+        self.stopping.set()
 
     async def _drain(self) -> None:
         loop = asyncio.get_running_loop()
@@ -218,13 +211,18 @@ class _Stopper:
     """Signal handler. Not `loop.add_signal_handler`: the third signal must work while the loop hangs."""
 
     def __init__(self, server: GatewayServer, loop: asyncio.AbstractEventLoop) -> None:
-        self.server = server
+        self.steps = [server.stop, server.forced.set]
         self.loop = loop
+        self.last = -SAME_SIGNAL_SECONDS
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.server.forced.is_set():
+        now = time.monotonic()
+        if now - self.last < SAME_SIGNAL_SECONDS:
+            return
+        self.last = now
+        if not self.steps:
             os._exit(1)
-        self.loop.call_soon_threadsafe(self.server.stop)
+        self.loop.call_soon_threadsafe(self.steps.pop(0))
 
 
 def _on_signals(signals: tuple[signal.Signals, ...], handler: _Stopper) -> dict[signal.Signals, Any]:

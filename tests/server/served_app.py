@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import resource
+import time
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -175,6 +176,17 @@ async def split_headers(scope, receive, send):
     await answer(send, b"", headers=[(b"x-note", b"a\r\nset-cookie: b")])
 
 
+async def hang_in_a_thread(scope, receive, send):
+    loop = asyncio.get_running_loop()
+    loop.run_in_executor(None, time.sleep, 1000)
+    await answer(send, b"it hangs")
+
+
+async def block_the_loop(scope, receive, send):
+    print("blocking", flush=True)
+    time.sleep(1000)
+
+
 async def keep_sending(scope, receive, send):
     """Send after the client has gone: nothing may be raised."""
     gone = asyncio.Event()
@@ -197,6 +209,8 @@ ROUTES = {
     "/fail-midway": fail_midway,
     "/split-headers": split_headers,
     "/keep-sending": keep_sending,
+    "/hang": hang_in_a_thread,
+    "/block": block_the_loop,
 }
 
 

@@ -3,12 +3,14 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import psutil
 import pytest
 
-from .wire import PATIENCE, Server
+from .wire import HERE, PATIENCE, Server
 
 HOLD = b"GET /hold HTTP/1.1\r\nHost: t\r\n\r\n"
 ECHO = b"GET /echo HTTP/1.1\r\nHost: t\r\n\r\n"
@@ -103,6 +105,26 @@ def test_l1_a_silent_newcomer_does_not_prolong_the_drain(start_server):
         assert wire.closed()
 
 
+def test_l1_a_hanging_thread_does_not_prolong_the_exit(start_server):
+    server = start_server()
+    with server.wire() as wire:
+        assert wire.send(ECHO.replace(b"/echo", b"/hang")).answer().status == 200
+    server.process.terminate()
+    server.hears("closed")
+    assert exit_code(server) == 0
+
+
+def test_l1_a_third_signal_ends_even_a_blocked_loop(start_server):
+    server = start_server()
+    with server.wire() as wire:
+        wire.send(ECHO.replace(b"/echo", b"/block"))
+        server.hears("blocking")
+        for _ in range(3):
+            server.process.terminate()
+            time.sleep(1.1)
+        assert exit_code(server) == 1
+
+
 def workers_of(server):
     parent = psutil.Process(server.process.pid)
     return [child for child in parent.children() if "resource_tracker" not in " ".join(child.cmdline())]
@@ -174,12 +196,7 @@ def test_l1_a_busy_port_is_one_clear_line(workers):
     assert str(error.value).count("\n") == 1
 
 
-def test_l1_a_busy_port_exits_1(workers_server, tmp_path):
-    import subprocess
-    import sys
-
-    from .wire import HERE
-
+def test_l1_a_busy_port_exits_1(workers_server):
     found = subprocess.run(
         [sys.executable, str(HERE / "serve.py"), f'{{"port": {workers_server.port}, "workers": 2}}'],
         capture_output=True,
@@ -189,3 +206,8 @@ def test_l1_a_busy_port_exits_1(workers_server, tmp_path):
     assert found.returncode == 1
     assert found.stdout == ""
     assert found.stderr.startswith(f"Port {workers_server.port} on 127.0.0.1 is in use by python")
+
+
+def test_l1_workers_that_cannot_start_end_the_parent():
+    with pytest.raises(EOFError, match="No worker could start"):
+        Server(workers=2, tls_certificate="/nowhere.pem", tls_key="/nowhere.pem")
