@@ -4,11 +4,11 @@ from .wire import Server
 
 # Long enough for a loaded machine to send a head in one go, short enough to wait for.
 QUICK = {
-    "header_seconds": 1.0,
-    "keepalive_seconds": 1.5,
-    "body_grace_seconds": 0.5,
-    "stall_seconds": 0.7,
-    "linger_seconds": 1.0,
+    "header_seconds": 0.6,
+    "keepalive_seconds": 0.8,
+    "body_grace_seconds": 0.4,
+    "stall_seconds": 0.5,
+    "linger_seconds": 0.6,
     "drain_seconds": 5.0,
 }
 

@@ -19,8 +19,7 @@ def pour(wire, limit):
     return sent
 
 
-def test_n7_a_body_that_is_not_read_is_not_buffered(start_server):
-    server = start_server()
+def test_n7_a_body_that_is_not_read_is_not_buffered(server):
     before = server.rss()
     with server.wire() as wire:
         wire.send(POST % b"/never-read" + b"Content-Length: 1073741824\r\n\r\n")
@@ -33,8 +32,7 @@ def test_n7_a_body_that_is_not_read_is_not_buffered(start_server):
         assert wire.answer().status == 413
 
 
-def test_n7_a_chunked_body_that_is_not_read_is_not_buffered(start_server):
-    server = start_server()
+def test_n7_a_chunked_body_that_is_not_read_is_not_buffered(server):
     before = server.rss()
     with server.wire() as wire:
         wire.send(POST % b"/never-read" + b"Transfer-Encoding: chunked\r\n\r\n10000000\r\n")
@@ -42,8 +40,7 @@ def test_n7_a_chunked_body_that_is_not_read_is_not_buffered(start_server):
         assert server.rss() - before < 4_000_000
 
 
-def test_n7_chunks_of_one_byte_are_bounded_too(start_server):
-    server = start_server()
+def test_n7_chunks_of_one_byte_are_bounded_too(server):
     before = server.rss()
     with server.wire() as wire:
         wire.send(POST % b"/never-read" + b"Transfer-Encoding: chunked\r\n\r\n")

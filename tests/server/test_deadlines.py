@@ -137,7 +137,7 @@ def test_n6_stalled_readers_cost_little_memory(start_server):
     readers = [server.wire(receive_buffer=4096) for _ in range(50)]
     for reader in readers:
         reader.send(b"GET /endless HTTP/1.1\r\nHost: t\r\n\r\n")
-    time.sleep(1.5)
+    time.sleep(1)
     grown = (server.rss() - before) / len(readers)
     print(f"{grown / 1024:.0f} KiB for each stalled reader")
     assert grown < 256 * 1024

@@ -31,8 +31,7 @@ def test_n10_bodies_between_pipelined_requests(server):
         assert [wire.answer().json()["body"] for _ in range(20)] == [f"{number:03}" for number in range(20)]
 
 
-def test_n10_requests_sent_ahead_without_end_are_not_gathered(start_server):
-    server = start_server()
+def test_n10_requests_sent_ahead_without_end_are_not_gathered(server):
     before = server.rss()
     with server.wire() as wire:
         wire.send(GET % b"/hold")
