@@ -142,6 +142,12 @@ SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
 X_FRAME_OPTIONS = "DENY"
 PROMETHEUS_METRICS_EXPORT_PORT = None
 
+PORT = env.integer("PORT", 8080)
+# Per worker process; and how long (seconds) a client may read nothing of a stream.
+MAX_CONNECTIONS = env.integer("MAX_CONNECTIONS", 8192, minimum=1)
+MAX_CONNECTIONS_PER_ADDRESS = env.integer("MAX_CONNECTIONS_PER_ADDRESS", 1024, minimum=1)
+STALL_SECONDS = env.seconds("STALL_SECONDS", 60)
+
 # Networks whose X-Forwarded-For is believed. Empty: the socket's address is the caller's.
 TRUSTED_PROXIES = env.networks("TRUSTED_PROXIES")
 # Who may read /metrics besides loopback.

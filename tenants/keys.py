@@ -89,3 +89,14 @@ def rotate_key(key: ApiKey, overlap: timedelta, now: datetime | None = None) -> 
         row.digest = digest(clear_text.encode(), settings.KEY_PEPPER)
         row.save(update_fields=["digest", "previous_digest", "previous_expires_at"])
     return NewKey(row, clear_text)
+
+
+def derived_key(purpose: str) -> str:
+    """A key that is the same whenever it is asked for on this installation: the demo's, which nobody may store."""
+    number = int.from_bytes(hmac.digest(settings.KEY_PEPPER, purpose.encode(), "sha512"), "big")
+    characters = []
+    for _ in range(PREFIX_LENGTH + SECRET_LENGTH):
+        number, digit = divmod(number, 62)
+        characters.append(ALPHABET[digit])
+    body = f"{BRAND}_{''.join(characters[:PREFIX_LENGTH])}_{''.join(characters[PREFIX_LENGTH:])}"
+    return body + checksum(body.encode()).decode()

@@ -1,0 +1,41 @@
+# The commands of the README. PYTHON=… chooses the interpreter, PORT=… and DATA_DIR=… where the demo runs.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PORT ?= 8080
+DATA_DIR ?= $(CURDIR)/data/demo
+BIN := .venv/bin
+export PORT
+
+.PHONY: demo test bench fmt lint install install-dev system-packages
+
+install: .venv/installed
+install-dev: .venv/installed-dev
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: requirements.txt | .venv/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	touch $@
+
+.venv/installed-dev: requirements-dev.txt | .venv/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	touch $@ .venv/installed
+
+demo: install
+	DATA_DIR="$(DATA_DIR)" exec $(BIN)/python manage.py demo
+
+system-packages:
+	scripts/system-packages
+
+test: install-dev system-packages
+	scripts/test
+
+bench: install-dev system-packages
+	$(BIN)/python benchmarks/run.py
+
+fmt: install-dev
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format --quiet .
+
+lint: install-dev
+	scripts/lint

@@ -1,0 +1,48 @@
+"""What machines ask: is it alive, does it take calls, what does it count (threat T14)."""
+
+from collections.abc import Callable
+from functools import wraps
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+from django.views.decorators.http import require_safe
+from django_prometheus.exports import ExportToDjangoView
+
+from proxy.client_address import client_address, is_in
+
+View = Callable[[HttpRequest], HttpResponse]
+
+
+def for_metrics_networks(view: View) -> View:
+    """404 to everybody but loopback and METRICS_NETWORKS."""
+
+    @wraps(view)
+    def guarded(request: HttpRequest) -> HttpResponse:
+        forwarded = request.META.get("HTTP_X_FORWARDED_FOR", "")
+        address = client_address(request.META.get("REMOTE_ADDR", ""), [forwarded], settings.TRUSTED_PROXIES)
+        if address is None or not is_in(address, settings.METRICS_NETWORKS):
+            return HttpResponse(status=404)
+        return view(request)
+
+    return guarded
+
+
+@require_safe
+def livez(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("ok", content_type="text/plain")
+
+
+@require_safe
+@for_metrics_networks
+def readyz(request: HttpRequest) -> HttpResponse:
+    from gateway_site.asgi import gateway  # the process's own, which imports this module
+
+    if gateway.is_ready:
+        return HttpResponse("ready", content_type="text/plain")
+    return HttpResponse("not ready", status=503, content_type="text/plain", headers={"Retry-After": "2"})
+
+
+@require_safe
+@for_metrics_networks
+def metrics(request: HttpRequest) -> HttpResponse:
+    return ExportToDjangoView(request)
