@@ -114,6 +114,7 @@ class GatewayProtocol(HttpToolsProtocol):
         # Bytes of an unfinished head in earlier reads; whether the present read is large enough to hold a huge one.
         self.head_bytes = 0
         self.large_read = False
+        self.ended_in_read = False
         # Bytes since the body last grew, and its size then.
         self.overhead = 0
         self.overhead_at = 0
@@ -193,6 +194,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self._swallow(len(data))
             return
         self.large_read = len(data) > SMALL_READ
+        self.ended_in_read = False
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -227,8 +229,9 @@ class GatewayProtocol(HttpToolsProtocol):
         if not self.head_bytes:
             if not self.fresh:
                 self.since = self.all.now
-            # The rest of this read may have been the body of the request before.
-            size = min(size, len(self.url) + head_size(self.headers) + 1)
+            if self.ended_in_read:
+                # The rest of this read was the request before.
+                size = min(size, len(self.url) + head_size(self.headers) + 1)
         self.head_bytes += size
         if len(self.url) > self.options.max_request_line:
             self._refuse(refusals.TARGET_TOO_LONG)
@@ -386,6 +389,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self.watch = False
+        self.ended_in_read = True
         if self.receiving is not None:
             self.receiving.end_body()
 

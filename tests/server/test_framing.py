@@ -283,6 +283,16 @@ def test_n8_header_block_in_small_pieces(server):
     assert server.seen() == []
 
 
+@pytest.mark.parametrize("before", [b"", SECOND], ids=["first", "after another"])
+def test_n8_a_huge_head_need_not_be_complete_to_be_refused(server, before):
+    with server.wire() as wire:
+        wire.send(before)
+        if before:
+            wire.answer()
+        wire.send(GET + b"Host: t\r\nX: " + b"a" * 60_000)
+        assert wire.answer().headers["x-gateway-error"] == "headers_too_large"
+
+
 def test_n8_number_of_headers(server):
     refused(server, GET + b"Host: t\r\n" + b"X: a\r\n" * 100 + b"\r\n", 431)
     refused(server, GET + b"Host: t\r\n" + b"a_b: c\r\n" * 20_000 + b"\r\n", 431)
