@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -195,11 +195,18 @@ NO_FAULT = Fault()
 class Gate:
     """Where hung phases wait to be released. Who comes after a release waits for the next."""
 
-    def __init__(self) -> None:
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self.waiting = 0
+        self._changed = changed
         self._event = asyncio.Event()
 
     async def wait(self) -> None:
-        await self._event.wait()
+        self.waiting += 1
+        self._changed()
+        try:
+            await self._event.wait()
+        finally:
+            self.waiting -= 1
 
     def release(self) -> None:
         self._event.set()

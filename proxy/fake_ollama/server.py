@@ -71,7 +71,7 @@ class FakeOllama:
         self.pullable: set[str] = set()
         self.log = CallLog(log_bodies=log_bodies)
         self.book = FaultBook()
-        self.gate = Gate()
+        self.gate = Gate(self.log.changed)
         self.scheduler = Scheduler(
             self.log,
             self.gate,
@@ -207,6 +207,7 @@ class FakeOllama:
         waiting = {runner.model.name: runner.waiting for runner in self.scheduler.runners.values()}
         return {
             **self.log.totals.as_json(),
+            "hung": self.gate.waiting,
             "load_queue": self.scheduler.queued,
             "loading": self.scheduler.loading.name if self.scheduler.loading else None,
             "waiting_for_slot": waiting,
@@ -222,6 +223,7 @@ class FakeOllama:
             "running": lambda: self.log.totals.generations_running,
             "load": lambda: sum(self.log.totals.loads.values()),
             "load_aborted": lambda: self.log.totals.loads_aborted,
+            "hung": lambda: self.gate.waiting,
             "queued": lambda: self.scheduler.queued,
             "waiting": lambda: sum(runner.waiting for runner in self.scheduler.runners.values()),
         }

@@ -88,7 +88,7 @@ class Wire:
         self.writers = []
 
     async def connect(self):
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.fake.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.fake.port, limit=1 << 24)
         self.writers.append(writer)
         return reader, writer
 

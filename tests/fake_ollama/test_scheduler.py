@@ -58,9 +58,9 @@ async def test_waiting_in_line_can_be_left(fake, wire):
     second.close()
     gone = await fake.saw_disconnect()
     assert (gone.index, gone.generated) == (1, False)
-    fake.clear_faults()
     fake.release()
     await fake.saw("generation", 2)
+    await fake.saw("hung")
     fake.release()
     assert (await read_answer(third)).lines[-1]["done"] is True
     assert fake.counts()["generations_started"] == 2
