@@ -1,0 +1,62 @@
+"""Real servers on real sockets. Each test has a gateway, a fake Ollama and a database of its own."""
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.fake_ollama import FakeOllama
+from tests.live.gateway import Gateway, copied_sqlite, migrated_sqlite
+
+# The tests look at the gateway's database between awaits; it is another process that must not be blocked.
+os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tests/live" in str(item.path):
+            item.add_marker(pytest.mark.live)
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory, django_db_blocker: Any) -> Path:
+    path = tmp_path_factory.mktemp("template") / "gateway.sqlite3"
+    with django_db_blocker.unblock():
+        migrated_sqlite(path)
+    return path
+
+
+@pytest.fixture
+def make_gateway(tmp_path: Path, sqlite_template: Path, django_db_blocker: Any) -> Iterator[Callable[..., Gateway]]:
+    """Makes gateways that are not started yet: give them keys and backends first, or start them at once."""
+    made: list[Gateway] = []
+
+    def make(*, database_url: str = "", workers: int = 1, **env: str) -> Gateway:
+        directory = tmp_path / f"gateway-{len(made)}-{os.getpid()}-{abs(hash(tmp_path)) % 10**8}"
+        directory.mkdir()
+        url = database_url or copied_sqlite(sqlite_template, directory / "gateway.sqlite3")
+        gateway = Gateway(directory, url, workers=workers, **env)
+        made.append(gateway)
+        return gateway
+
+    with django_db_blocker.unblock():
+        yield make
+        for gateway in made:
+            gateway.close()
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeOllama]:
+    async with FakeOllama(models=["llama3.2", "nomic-embed-text"], slots=4) as server:
+        yield server
+
+
+@pytest.fixture
+def gateway(make_gateway: Callable[..., Gateway], fake: FakeOllama) -> Gateway:
+    """One started gateway in front of one fake, with one key in `gateway.key`."""
+    made = make_gateway()
+    made.make_backend(fake.url)
+    made.key_row, made.key = made.make_key()
+    return made.start()

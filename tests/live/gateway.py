@@ -1,0 +1,186 @@
+"""A gateway as users have it: `manage.py serve` in a process of its own, on a database of its own."""
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import dj_database_url
+import httpx
+from django.conf import settings
+from django.core.management import call_command
+from django.db import connections
+
+from proxy.models import Backend
+from tenants.keys import digest, make_clear_text
+from tenants.models import ApiKey, Tenant
+from usage.models import UsageRecord
+
+ROOT = Path(__file__).resolve().parents[2]
+PEPPER = "a pepper of the tests"
+
+
+def use_database(alias: str, url: str) -> None:
+    """Makes a database known to the ORM of the test process under an alias."""
+    parsed = dj_database_url.parse(url)
+    entry = {**settings.DATABASES["default"], **parsed, "CONN_MAX_AGE": 0, "TEST": {}}
+    if "sqlite" in parsed["ENGINE"]:
+        entry["OPTIONS"] = {"timeout": 20, "transaction_mode": "IMMEDIATE"}
+    entry["ENGINE"] = parsed["ENGINE"]
+    connections.databases[alias] = entry
+    if alias in connections:
+        connections[alias].close()
+        del connections[alias]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Gateway:
+    """`env`: further variables of the process. The database is migrated already (see conftest)."""
+
+    def __init__(self, directory: Path, database_url: str, *, workers: int = 1, **env: str) -> None:
+        self.directory = directory
+        self.database_url = database_url
+        self.workers = workers
+        self.alias = f"live-{directory.name}"
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log_path = directory / "gateway.log"
+        self.env = {
+            **{name: value for name, value in os.environ.items() if name not in ("REDIS_URL",)},
+            "DATA_DIR": str(directory),
+            "DATABASE_URL": database_url,
+            "KEY_PEPPER": PEPPER,
+            "SECRET_KEY": "a secret of the tests that is long enough to be one",
+            "PROBE_SECONDS": "0.2",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONWARNINGS": "default",
+            **env,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+        use_database(self.alias, database_url)
+
+    # Life
+
+    def start(self, *, wait: bool = True) -> "Gateway":
+        command = [sys.executable, "manage.py", "serve", "--port", str(self.port), "--workers", str(self.workers)]
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, env=self.env, stdout=log, stderr=log)
+        if wait:
+            self.wait_until_ready()
+        return self
+
+    def wait_until_ready(self, seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert self.process is not None
+            assert self.process.poll() is None, self.log()
+            try:
+                if httpx.get(f"{self.url}/readyz", trust_env=False).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError(f"not ready within {seconds} s\n{self.log()}")
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def stop(self, seconds: float = 60) -> int:
+        """SIGTERM; returns the exit code."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.terminate()
+        code = self.process.wait(timeout=seconds)
+        self.process = None
+        return code
+
+    def kill(self) -> None:
+        """kill -9 of the parent and all its workers at once."""
+        assert self.process is not None
+        for pid in (self.process.pid, *self.worker_pids()):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self.process.wait()
+        self.process = None
+
+    def worker_pids(self) -> list[int]:
+        """The workers of a gateway that has several; none where one process does everything."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in children.read_text().split()]
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.kill()
+        connections[self.alias].close()
+
+    # The control plane, as another process changes it
+
+    def rows(self, model: type[Any]) -> Any:
+        return model.objects.using(self.alias)
+
+    def tenant(self, name: str = "acme") -> Tenant:
+        return self.rows(Tenant).get_or_create(name=name)[0]
+
+    def make_key(self, name: str = "key", tenant: str = "acme", **fields: Any) -> tuple[ApiKey, str]:
+        """(row, clear text)"""
+        prefix, clear_text = make_clear_text()
+        secret = digest(clear_text.encode(), PEPPER.encode())
+        row = self.rows(ApiKey).create(tenant=self.tenant(tenant), name=name, prefix=prefix, digest=secret, **fields)
+        return row, clear_text
+
+    def make_backend(self, url: str, name: str = "one", **fields: Any) -> Backend:
+        return self.rows(Backend).create(name=name, url=url, **{"slots": 4, **fields})
+
+    def records(self, **filters: Any) -> list[UsageRecord]:
+        return list(self.rows(UsageRecord).filter(**filters).order_by("id"))
+
+    async def record(self, request_id: str, seconds: float = 10) -> UsageRecord:
+        """The record of a call, once the ledger has stored it."""
+        return (await self.wait_for_records(1, seconds, id=request_id))[0]
+
+    async def wait_for_records(self, count: int, seconds: float = 10, **filters: Any) -> list[UsageRecord]:
+        deadline = time.monotonic() + seconds
+        while len(found := self.records(**filters)) < count:
+            assert time.monotonic() < deadline, (
+                f"{len(found)} of {count} records after {seconds} s\n{self.log()[-3000:]}"
+            )
+            await asyncio.sleep(0.05)
+        return found
+
+    # The data plane, as apps call it
+
+    def client(self, key: str = "", **options: Any) -> httpx.AsyncClient:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        return httpx.AsyncClient(base_url=self.url, headers=headers, trust_env=False, timeout=30, **options)
+
+
+def migrated_sqlite(path: Path) -> str:
+    """A SQLite database with all tables; made once per session and copied from then on. Returns its URL."""
+    url = f"sqlite:///{path}"
+    use_database("live-template", url)
+    call_command("migrate", database="live-template", verbosity=0)
+    connections["live-template"].close()
+    return url
+
+
+def copied_sqlite(template: Path, target: Path) -> str:
+    shutil.copy(template, target)
+    return f"sqlite:///{target}"
