@@ -52,7 +52,8 @@ class Connection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._waiting: deque[Request] = deque()
         self._writable: asyncio.Future[None] | None = None
-        self._paused = False
+        # The peer does not read: what was written waits here.
+        self.paused = False
         self._lost = False
         self._begin()
 
@@ -89,10 +90,11 @@ class Connection(asyncio.Protocol):
             self._refuse()
 
     def pause_writing(self) -> None:
-        self._paused = True
+        self.paused = True
+        self.server.log.changed()
 
     def resume_writing(self) -> None:
-        self._paused = False
+        self.paused = False
         if self._writable and not self._writable.done():
             self._writable.set_result(None)
 
@@ -149,7 +151,7 @@ class Connection(asyncio.Protocol):
 
     async def drained(self) -> None:
         """Wait while the peer does not read."""
-        while self._paused and not self._lost:
+        while self.paused and not self._lost:
             self._writable = self.loop.create_future()
             await self._writable
 

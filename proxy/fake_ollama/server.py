@@ -203,11 +203,17 @@ class FakeOllama:
     def calls(self) -> list[SeenCall]:
         return list(self.log.calls)
 
+    @property
+    def paused(self) -> int:
+        """Connections whose peers do not read."""
+        return sum(connection.paused for connection in self._connections)
+
     def counts(self) -> dict[str, Any]:
         waiting = {runner.model.name: runner.waiting for runner in self.scheduler.runners.values()}
         return {
             **self.log.totals.as_json(),
             "hung": self.gate.waiting,
+            "paused": self.paused,
             "load_queue": self.scheduler.queued,
             "loading": self.scheduler.loading.name if self.scheduler.loading else None,
             "waiting_for_slot": waiting,
@@ -224,6 +230,7 @@ class FakeOllama:
             "load": lambda: sum(self.log.totals.loads.values()),
             "load_aborted": lambda: self.log.totals.loads_aborted,
             "hung": lambda: self.gate.waiting,
+            "paused": lambda: self.paused,
             "queued": lambda: self.scheduler.queued,
             "waiting": lambda: sum(runner.waiting for runner in self.scheduler.runners.values()),
         }
