@@ -1,0 +1,32 @@
+"""Where a backend's name leads, asked when it is saved (threat B14); upstream/ asks again at each connect."""
+
+import socket
+from contextlib import suppress
+from ipaddress import ip_address
+from threading import Thread
+from urllib.parse import urlsplit
+
+from proxy.backend_url import refuse_address
+
+# getaddrinfo has no timeout of its own, and a form must not hang on a dead name server.
+PATIENCE_SECONDS = 3
+
+
+def refuse_where_it_leads(url: str) -> None:
+    """Raises ValueError if the host is known to have an address that no Ollama lives at."""
+    # A name that is not known yet is fine: containers and machines may come up later.
+    for address in _addresses(urlsplit(url).hostname or ""):
+        refuse_address(ip_address(address.partition("%")[0]))
+
+
+def _addresses(host: str) -> list[str]:
+    found: list[str] = []
+
+    def look_up() -> None:
+        with suppress(OSError, UnicodeError):
+            found.extend(str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
+
+    thread = Thread(target=look_up, daemon=True)
+    thread.start()
+    thread.join(PATIENCE_SECONDS)
+    return list(found)
