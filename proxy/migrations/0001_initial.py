@@ -62,10 +62,10 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('pattern', models.CharField(help_text='A model or a pattern; "*" for all.', max_length=500, unique=True)),
-                ('num_ctx', models.PositiveIntegerField(blank=True, help_text='Empty: the server decides.', null=True)),
+                ('num_ctx', models.PositiveIntegerField(blank=True, help_text='Empty: the server decides.', null=True, validators=[django.core.validators.MinValueValidator(4)])),
                 ('load_options', models.JSONField(blank=True, default=dict, help_text='Further load-time options, e.g. {"num_gpu": 99}. Empty: the server decides.', validators=[proxy.models.catalogue.validate_load_options])),
                 ('keep_alive', models.CharField(blank=True, help_text='E.g. "30m", or -1 for ever. Empty: the server decides.', max_length=20, validators=[proxy.models.catalogue.validate_keep_alive])),
-                ('max_output_tokens', models.PositiveIntegerField(blank=True, help_text="Empty: the gateway's maximum.", null=True)),
+                ('max_output_tokens', models.PositiveIntegerField(blank=True, help_text="Empty: the gateway's maximum.", null=True, validators=[django.core.validators.MinValueValidator(1)])),
                 ('created_at', models.DateTimeField(auto_now_add=True)),
             ],
             options={

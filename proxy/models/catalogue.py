@@ -3,6 +3,7 @@
 import re
 
 from django.core.exceptions import ValidationError
+from django.core.validators import MinValueValidator
 from django.db import models
 from django.db.models import Q
 
@@ -42,7 +43,9 @@ class ModelPolicy(models.Model):
     """What is set for every call of a model, whatever the call asks for: Ollama reloads a model when these change."""
 
     pattern = models.CharField(max_length=500, unique=True, help_text='A model or a pattern; "*" for all.')
-    num_ctx = models.PositiveIntegerField(null=True, blank=True, help_text="Empty: the server decides.")
+    num_ctx = models.PositiveIntegerField(
+        null=True, blank=True, validators=[MinValueValidator(4)], help_text="Empty: the server decides."
+    )
     load_options = models.JSONField(
         default=dict,
         blank=True,
@@ -55,7 +58,9 @@ class ModelPolicy(models.Model):
         validators=[validate_keep_alive],
         help_text='E.g. "30m", or -1 for ever. Empty: the server decides.',
     )
-    max_output_tokens = models.PositiveIntegerField(null=True, blank=True, help_text="Empty: the gateway's maximum.")
+    max_output_tokens = models.PositiveIntegerField(
+        null=True, blank=True, validators=[MinValueValidator(1)], help_text="Empty: the gateway's maximum."
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

@@ -2,6 +2,7 @@
 
 import django.contrib.auth.models
 import django.contrib.auth.validators
+import django.core.validators
 import django.db.models.deletion
 import django.utils.timezone
 import tenants.models.keys
@@ -39,7 +40,7 @@ class Migration(migrations.Migration):
                 ('may_manage', models.BooleanField(default=False, help_text='Pull, copy, create and delete models, and unload them: for everybody.')),
                 ('may_use_cloud', models.BooleanField(default=False, help_text="Models that Ollama forwards to ollama.com, at the operator's expense.")),
                 ('may_be_in_path', models.BooleanField(default=False, help_text='Accept it as /k/KEY/… in the URL, for clients that send no header. It may end in logs.')),
-                ('max_output_tokens', models.PositiveIntegerField(blank=True, help_text="The most tokens one call may generate. Empty: the gateway's maximum.", null=True)),
+                ('max_output_tokens', models.PositiveIntegerField(blank=True, help_text="The most tokens one call may generate. Empty: the gateway's maximum.", null=True, validators=[django.core.validators.MinValueValidator(1)])),
             ],
             options={
                 'verbose_name': 'API key',
@@ -201,7 +202,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             model_name='apikey',
-            constraint=models.CheckConstraint(condition=models.Q(('expires_at', None), ('expires_at__gt', models.F('created_at')), _connector='OR'), name='key_expires_after_creation'),
+            constraint=models.CheckConstraint(condition=models.Q(('expires_at', None), ('expires_at__gt', models.F('created_at')), _connector='OR'), name='key_expires_after_creation', violation_error_message='A key expires after it was created.'),
         ),
         migrations.AddConstraint(
             model_name='apikey',

@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Self
 
 from django.core.exceptions import ValidationError
+from django.core.validators import MinValueValidator
 from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
@@ -81,7 +82,10 @@ class ApiKey(models.Model):
         help_text="Accept it as /k/KEY/… in the URL, for clients that send no header. It may end in logs.",
     )
     max_output_tokens = models.PositiveIntegerField(
-        null=True, blank=True, help_text="The most tokens one call may generate. Empty: the gateway's maximum."
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1)],
+        help_text="The most tokens one call may generate. Empty: the gateway's maximum.",
     )
 
     objects = ApiKeyQuerySet.as_manager()
@@ -90,7 +94,9 @@ class ApiKey(models.Model):
         verbose_name = "API key"
         constraints = [
             models.CheckConstraint(
-                condition=Q(expires_at=None) | Q(expires_at__gt=F("created_at")), name="key_expires_after_creation"
+                condition=Q(expires_at=None) | Q(expires_at__gt=F("created_at")),
+                name="key_expires_after_creation",
+                violation_error_message="A key expires after it was created.",
             ),
             models.CheckConstraint(
                 condition=Q(previous_digest=None) | Q(previous_expires_at__isnull=False),
