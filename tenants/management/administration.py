@@ -109,11 +109,11 @@ def save_changes(row: models.Model, **values: Any) -> bool:
     return different
 
 
-def tenant_named(name: str) -> Tenant:
+def tenant_named(name: str, *, archived: bool = False) -> Tenant:
     tenant = Tenant.objects.filter(name=name).first()
     if tenant is None:
         raise Refused(f"There is no tenant “{name}”. Create it with: manage.py create_tenant {name}")
-    if tenant.archived_at:
+    if tenant.archived_at and not archived:
         raise Refused(f"The tenant “{name}” is archived. Restore it in the admin, or use another.")
     return tenant
 
