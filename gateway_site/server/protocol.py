@@ -30,14 +30,17 @@ ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 # Body bytes that are kept for an application that does not read them.
 HIGH_WATER = 64 * 1024
-# Requests kept behind the running one: from the first number reading pauses, beyond the second (one read of a
-# socket can hold thousands) the client is refused.
+# Requests kept behind the running one: from the first number reading pauses. What one slice or one body brings
+# along may be more; beyond the second the client is refused.
 PIPELINE_PAUSE = 4
-PIPELINE_MAX = 128
+PIPELINE_MAX = 200
 # Bytes of a chunked body that are not body (sizes, extensions, trailers) between two bytes that are.
 CHUNK_OVERHEAD = 64 * 1024
 # A head that came in one read of this size cannot pass the caps.
 SMALL_READ = 16 * 1024
+# Larger reads are given to the parser in pieces.
+SLICE = 4 * 1024
+NO_BYTES = memoryview(b"")
 
 # "OPTIONS " and " HTTP/1.1".
 REQUEST_LINE_FRAME = 17
@@ -118,6 +121,8 @@ class GatewayProtocol(HttpToolsProtocol):
         # Bytes since the body last grew, and its size then.
         self.overhead = 0
         self.overhead_at = 0
+        # Read, but not parsed: the pipeline is full.
+        self.backlog = NO_BYTES
         # Bytes that came after the last request that counts.
         self.swallowed = 0
         # What the transport could not send when last looked at, and for how long that has not become less.
@@ -173,6 +178,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.deaf = True
         self.refusal = None
         self.pipeline.clear()
+        self.backlog = NO_BYTES
         running, self.running = self.running, None
         if running is not None:
             running.leave()
@@ -192,7 +198,24 @@ class GatewayProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.deaf:
             self._swallow(len(data))
-            return
+        elif len(data) > SLICE or self.backlog:
+            self._take_in_slices(data)
+        else:
+            self._take(data)
+
+    def _take_in_slices(self, data: bytes) -> None:
+        """One read can hold thousands of small requests: those beyond a few wait as bytes, not as objects."""
+        self.backlog = memoryview(bytes(self.backlog) + data if self.backlog else data)
+        while self.backlog and not self.deaf and len(self.pipeline) < PIPELINE_PAUSE:
+            receiving = self.receiving
+            in_body = receiving is not None and not self.in_head and not receiving.body_complete
+            size = len(self.backlog) if in_body else SLICE
+            piece, self.backlog = self.backlog[:size], self.backlog[size:]
+            self._take(piece)
+        if self.deaf:
+            self.backlog = NO_BYTES
+
+    def _take(self, data: bytes | memoryview) -> None:
         self.large_read = len(data) > SMALL_READ
         self.ended_in_read = False
         try:
@@ -426,6 +449,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.deaf = self.lingering = True
         self.since = self.all.now
         self.pipeline.clear()
+        self.backlog = NO_BYTES
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.balance_reading()
@@ -442,6 +466,8 @@ class GatewayProtocol(HttpToolsProtocol):
         elif self.pipeline:
             self.running = self.pipeline.popleft()
             self._start(self.running)
+            if self.backlog:
+                self._take_in_slices(b"")
         elif self.refusal is not None:
             self._answer_refused(self.refusal)
         elif self.last:
@@ -480,12 +506,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def balance_reading(self) -> None:
         """Read from the socket while there is room for what comes."""
-        receiving = self.receiving
-        full = (
-            self.swallowed > self.options.linger_bytes
-            if self.deaf
-            else len(self.pipeline) >= PIPELINE_PAUSE or (receiving is not None and receiving.buffered > HIGH_WATER)
-        )
+        full = self._is_full()
         if full == self.read_paused or self.transport.is_closing():
             return
         self.read_paused = full
@@ -493,6 +514,16 @@ class GatewayProtocol(HttpToolsProtocol):
             self.transport.pause_reading()
         else:
             self.transport.resume_reading()
+            if self.in_head and not self.fresh:
+                # It could not come while nothing was read.
+                self.since = self.all.now
+
+    def _is_full(self) -> bool:
+        if self.deaf:
+            return self.swallowed > self.options.linger_bytes
+        if self.backlog or len(self.pipeline) >= PIPELINE_PAUSE:
+            return True
+        return self.receiving is not None and self.receiving.buffered > HIGH_WATER
 
     def pause_writing(self) -> None:
         self.write_paused = True
@@ -527,7 +558,8 @@ class GatewayProtocol(HttpToolsProtocol):
         elif self.deaf:
             pass
         elif self.in_head:
-            self._end_slow_head(age)
+            if not self.read_paused:
+                self._end_slow_head(age)
         elif self.running is None:
             if age > self.options.keepalive_seconds:
                 transport.close()
@@ -588,11 +620,11 @@ class WebSocketConnection(asyncio.Protocol):
         self.websocket.connection_lost(exc)
 
 
-def _refusal_for(error: httptools.HttpParserError, data: bytes) -> Refusal:
+def _refusal_for(error: httptools.HttpParserError, data: bytes | memoryview) -> Refusal:
     if isinstance(error.__context__, Refused):
         return error.__context__.refusal
     if isinstance(error, httptools.HttpParserCallbackError):
         logger.error("Could not read a request", exc_info=error)
-    if isinstance(error, httptools.HttpParserInvalidMethodError) and unknown_method(data.lstrip(b"\r\n")):
+    if isinstance(error, httptools.HttpParserInvalidMethodError) and unknown_method(bytes(data).lstrip(b"\r\n")):
         return refusals.METHOD
     return refusals.MALFORMED

@@ -172,8 +172,8 @@ async def fail_midway(scope, receive, send):
     raise RuntimeError("on purpose")
 
 
-async def split_headers(scope, receive, send):
-    await answer(send, b"", headers=[(b"x-note", b"a\r\nset-cookie: b")])
+async def set_header(scope, receive, send):
+    await answer(send, b"", headers=[(b"x-note", await read_body(receive))])
 
 
 async def hang_in_a_thread(scope, receive, send):
@@ -207,7 +207,7 @@ ROUTES = {
     "/head-first": head_first,
     "/fail": fail,
     "/fail-midway": fail_midway,
-    "/split-headers": split_headers,
+    "/set-header": set_header,
     "/keep-sending": keep_sending,
     "/hang": hang_in_a_thread,
     "/block": block_the_loop,

@@ -76,7 +76,7 @@ def test_n7_the_answer_survives_a_client_that_sends_on(quick_server):
             time.sleep(0.005)
             wire.send(b"a" * 60_000)
             assert wire.answer().status == 401
-            assert wire.closed()
+            assert wire.ended_cleanly()
 
 
 def test_n7_lingering_ends(quick_server):

@@ -163,3 +163,10 @@ async def test_n4_websockets_elsewhere_or_without_their_library_are_refused(conn
         protocol.data_received(request)
         assert protocol.transport.written.startswith(b"HTTP/1.1 400 ")
         assert protocol.transport.protocol is None
+
+
+async def test_n5_a_first_byte_does_not_prolong_the_time_since_connect(connections):
+    protocol = connect(connections, None)
+    connections.now += 5
+    protocol.data_received(b"GE")
+    assert protocol.since == 0

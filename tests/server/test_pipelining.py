@@ -3,6 +3,8 @@
 import socket
 import time
 
+from .conftest import QUICK
+
 GET = b"GET %s HTTP/1.1\r\nHost: t\r\n\r\n"
 
 
@@ -44,6 +46,50 @@ def test_n10_requests_sent_ahead_without_end_are_not_gathered(server):
             pass
         assert server.rss() - before < 4_000_000
         assert [entry["path"] for entry in server.seen()] == ["/hold", "/hold"]
+
+
+def test_n10_thousands_of_requests_in_one_go_are_answered(server):
+    before = server.rss()
+    with server.wire() as wire:
+        wire.send(GET % b"/hold")
+        server.saw("holding", "/hold")
+        # All of them are in the kernel's buffer when reading goes on: one read brings many.
+        wire.send(b"GET / HTTP/1.1\r\nHost:t\r\n\r\n" * 3000)
+        server.ask("/_release")
+        assert wire.answer().body == b"held"
+        assert all(wire.answer().status == 200 for _ in range(3000))
+    assert server.rss() - before < 16_000_000
+
+
+def test_n10_a_body_and_hundreds_of_requests_in_one_read_are_refused_in_order(server):
+    with server.wire() as wire:
+        wire.send(b"POST /echo HTTP/1.1\r\nHost: t\r\nContent-Length: 5000\r\n\r\n")
+        server.saw("request", "/echo")
+        wire.send(b"a" * 5000 + b"GET / HTTP/1.1\r\nHost:t\r\n\r\n" * 1000)
+        assert len(wire.answer().json()["body"]) == 5000
+        statuses = [wire.answer().status]
+        while statuses[-1] == 200 and len(statuses) < 1000:
+            statuses.append(wire.answer().status)
+        assert statuses[-1] in (200, 400)
+
+
+def test_n10_a_head_that_waits_behind_a_full_pipeline_is_not_slow(quick_server):
+    with quick_server.wire() as wire:
+        wire.send(GET % b"/hold" + GET % b"/ahead" * 10 + b"GET /last HTTP/1.1\r\nHo")
+        quick_server.saw("holding", "/hold")
+        time.sleep(2 * QUICK["header_seconds"])
+        quick_server.ask("/_release")
+        assert [wire.answer().status for _ in range(11)] == [200] * 11
+        assert wire.send(b"st: t\r\n\r\n").answer().json()["path"] == "/last"
+
+
+def test_n10_a_stalled_reader_that_half_closes_has_left(server):
+    with server.wire(receive_buffer=4096) as wire:
+        wire.send(GET % b"/endless")
+        server.saw("request", "/endless")
+        time.sleep(0.3)
+        wire.sock.shutdown(socket.SHUT_WR)
+        server.saw("gone", "/endless")
 
 
 def test_n10_what_follows_connection_close_is_dropped(server):

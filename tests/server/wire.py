@@ -106,6 +106,13 @@ class Wire:
         """True once the server has closed; False if it sends anything more instead."""
         return not self.buffer and self.rest() == b""
 
+    def ended_cleanly(self):
+        """The server closed without a reset, so nothing it had sent can have been lost."""
+        try:
+            return not self.buffer and self.sock.recv(1) == b""
+        except ConnectionError:
+            return False
+
     def silent(self):
         """Whether nothing is there to be read right now."""
         return not self.buffer and not select.select([self.sock], [], [], 0)[0]
