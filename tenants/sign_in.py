@@ -62,6 +62,7 @@ def seconds_to_wait(request: HttpRequest, kind: str, value: str) -> int:
             method="POST",
             increment=True,
         )
+    # Each cache has exceptions of its own, and none of them may open the door or lock it.
     except Exception as exc:
         logger.warning("Sign-ins are counted in this process alone: the cache failed (%s)", type(exc).__name__)
         return _counted_here(kind, value)

@@ -1,0 +1,138 @@
+"""What all tests share: a data directory that is nobody's, the cast, and both databases."""
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+from django.contrib.contenttypes.models import ContentType
+from django.core.cache import caches
+from django.core.management import call_command
+from django.db import connections
+from django.db.utils import ConnectionHandler
+
+from gateway_site.settings import database as database_settings
+from tenants import sign_in
+from tenants.models import Role
+from tests.factories import make_admin, make_tenant, make_user
+from tests.postgres import Cluster
+
+# One per process, so that workers of xdist share none. pytest-django has loaded the settings by now, so both they and
+# the environment, for processes that tests start, are pointed there.
+DATA_DIR = Path(tempfile.mkdtemp(prefix="ogw-tests-"))
+os.environ["DATA_DIR"] = str(DATA_DIR)
+settings.DATA_DIR = DATA_DIR
+settings.GATEWAY = dataclasses.replace(settings.GATEWAY, spool_dir=DATA_DIR / "spool")
+if "sqlite" in settings.DATABASES["default"]["ENGINE"]:
+    # Where a test that pytest-django does not know to use the database would look.
+    settings.DATABASES["default"]["NAME"] = str(DATA_DIR / "gateway.sqlite3")
+
+
+def pytest_unconfigure():
+    shutil.rmtree(DATA_DIR, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def fast_passwords(settings):
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
+@pytest.fixture(autouse=True)
+def no_attempts_yet():
+    """Sign-ins of one test do not count in the next."""
+    caches["ratelimit"].clear()
+    sign_in._local.clear()
+
+
+# The cast: Alice owns acme, Bob is on her team, Charlie is of another tenant and must not see a thing.
+
+
+@pytest.fixture
+def acme(db):
+    return make_tenant("acme")
+
+
+@pytest.fixture
+def other(db):
+    return make_tenant("other")
+
+
+@pytest.fixture
+def alice(acme):
+    return make_user("alice", tenant=acme, role=Role.OWNER)
+
+
+@pytest.fixture
+def bob(acme):
+    return make_user("bob", tenant=acme)
+
+
+@pytest.fixture
+def charlie(other):
+    return make_user("charlie", tenant=other, role=Role.OWNER)
+
+
+@pytest.fixture
+def root(db):
+    """A superuser."""
+    return make_admin("root")
+
+
+# Both databases.
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A running cluster. Tests that pause or stop it leave it running."""
+    cluster = Cluster()
+    try:
+        yield cluster.start()
+    finally:
+        cluster.remove()
+
+
+@contextmanager
+def default_connection(url):
+    """Has Django work on another database, in this thread, as if it were the one in the settings."""
+    handler = ConnectionHandler({"default": {**database_settings(url), "CONN_MAX_AGE": 0}})
+    before, connections["default"] = connections["default"], handler["default"]
+    ContentType.objects.clear_cache()
+    try:
+        yield connections["default"]
+    finally:
+        connections["default"].close()
+        connections["default"] = before
+        ContentType.objects.clear_cache()
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres, django_db_blocker):
+    """The name of a migrated PostgreSQL database to copy."""
+    url = postgres.create_database("migrated")
+    with django_db_blocker.unblock(), default_connection(url):
+        call_command("migrate", verbosity=0)
+    return "migrated"
+
+
+@pytest.fixture
+def postgres_url(postgres, migrated_template):
+    """A migrated, empty database for one test."""
+    name = f"test_{os.urandom(6).hex()}"
+    yield postgres.create_database(name, migrated_template)
+    postgres.drop_database(name)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def database(request, transactional_db):
+    """Runs the test on both databases, with real commits. Ask for it first, before what makes rows."""
+    if request.param == "sqlite":
+        yield request.param
+        return
+    url = request.getfixturevalue("postgres_url")
+    blocker = request.getfixturevalue("django_db_blocker")
+    with blocker.unblock(), default_connection(url):
+        yield request.param
