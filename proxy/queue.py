@@ -1,13 +1,22 @@
 """The waiting line: calls whose backends have no free slot, served in the order they came."""
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from proxy.errors import Unavailable
-from proxy.fleet.state import BackendState
+
+if TYPE_CHECKING:
+    from proxy.fleet.state import BackendState
+
+# How many of the first waiters are tried: one that cannot be placed (it asks for a large context, or was refused by the
+# backend that is free) must not keep those behind it waiting, and a long line must not be walked for each call.
+LOOKAHEAD = 4
 
 
 @dataclass(slots=True, eq=False)
@@ -28,7 +37,9 @@ class Line:
     def is_waited_for(self, model: str) -> bool:
         return model in self._by_model
 
-    async def wait(self, model: str, place: Callable[[], BackendState | None]) -> BackendState:
+    async def wait(
+        self, model: str, place: Callable[[], BackendState | None], give_back: Callable[[BackendState], None]
+    ) -> BackendState:
         """Waits for a slot. Raises Unavailable when the line is full; cancelling gives the place back at once."""
         if self.waiting >= self.length:
             raise Unavailable(
@@ -37,35 +48,39 @@ class Line:
                 retry_after=self.expected_wait(),
             )
         waiter = Waiter(place)
-        line = self._by_model.setdefault(model, deque())
-        line.append(waiter)
+        self._by_model.setdefault(model, deque()).append(waiter)
         self.waiting += 1
+        # Those before it may be waiting for another backend than the one that is free.
+        self.serve(model)
         try:
             return await waiter.future
         except asyncio.CancelledError:
             # Placed and cancelled in the same turn of the loop: the slot is ours to give back.
             if waiter.future.done() and not waiter.future.cancelled():
-                waiter.future.result().give_back(model)
-                self.serve(model)
+                give_back(waiter.future.result())
+            self.serve(model)
             raise
         finally:
             self.waiting -= 1
             self._leave(model, waiter)
 
     def serve(self, model: str) -> None:
-        """Places as many waiters of a model as there are slots, first come first served."""
+        """Places as many waiters of a model as there are slots for, first come first served."""
         line = self._by_model.get(model)
-        while line:
-            waiter = line[0]
+        if line is None:
+            return
+        passed_over: list[Waiter] = []
+        while line and len(passed_over) < LOOKAHEAD:
+            waiter = line.popleft()
             if waiter.future.done():
-                line.popleft()
                 continue
             state = waiter.place()
             if state is None:
-                return
-            line.popleft()
+                passed_over.append(waiter)
+                continue
             self._served.append(time.monotonic())
             waiter.future.set_result(state)
+        line.extendleft(reversed(passed_over))
 
     def serve_all(self) -> None:
         for model in list(self._by_model):

@@ -59,11 +59,15 @@ class Fleet:
             state.pool.drop_old()
 
     async def refresh(self, max_age: float) -> None:
-        """Waits until what is known is at most `max_age` seconds old, but not for backends that hang."""
+        """Waits until what is known is at most `max_age` seconds old, but not for backends that fail to answer."""
         moment = time.monotonic() - max_age
-        stale = [watch.newer_than(moment) for watch in self._watches.values() if watch.finished_at < moment]
+        stale = [
+            watch
+            for watch in self._watches.values()
+            if watch.finished_at < moment and watch.state.backend.enabled and not watch.state.failed_probes
+        ]
         if stale:
-            tasks = [asyncio.ensure_future(wait) for wait in stale]
+            tasks = [asyncio.ensure_future(watch.newer_than(moment)) for watch in stale]
             _, late = await asyncio.wait(tasks, timeout=PROBE_PATIENCE)
             for task in late:
                 task.cancel()
@@ -84,12 +88,16 @@ class Fleet:
                 state.breaker.begin(now)
             return state
 
+        def give_back(state: BackendState) -> None:
+            state.give_back(name)
+            state.breaker.withdrew()
+
         if not self.line.is_waited_for(name) and (state := place()) is not None:
             return state
         await self._check_served(call, tried)
         if not self.line.is_waited_for(name) and (state := place()) is not None:
             return state
-        return await self.line.wait(name, place)
+        return await self.line.wait(name, place, give_back)
 
     async def any_holder(self, call: Call, tried: Collection[str] = ()) -> BackendState:
         """A backend to ask about a model; takes no slot. Raises NotFound, Unavailable."""
@@ -194,8 +202,8 @@ class Fleet:
     def _add(self, backend: Backend) -> None:
         try:
             tls = _tls(backend)
-        except ssl.SSLError as exc:
-            logger.warning("Backend %s: its CA certificates cannot be read (%s)", backend.name, exc.reason)
+        except (ssl.SSLError, ValueError, TypeError) as exc:
+            logger.warning("Backend %s: its CA certificates cannot be read (%s)", backend.name, exc)
             tls = ssl.create_default_context()
         parts = urlsplit(backend.url)
         endpoint = Endpoint((), parts.port or 0, tls, parts.hostname, self.configuration.connect_seconds)
@@ -223,4 +231,4 @@ def _tls(backend: Backend) -> ssl.SSLContext | None:
 
 
 def _version_key(version: str) -> list[int]:
-    return [int(part) if part.isdigit() else 0 for part in version.split("-")[0].split(".")]
+    return [int(part) if part.isdecimal() else 0 for part in version.split("-")[0].split(".")]

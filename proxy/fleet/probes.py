@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import socket
 import ssl
 import time
@@ -21,11 +22,14 @@ from proxy.model_names import parse as parse_model_name
 
 logger = logging.getLogger(__name__)
 
-# Seconds for one question. A backend that hangs hangs nobody but its own probe.
+# Seconds of silence, and for one question in all. A backend that hangs hangs nobody but its own probe.
 TIMEOUT = httpx.Timeout(2.0, connect=1.0)
+QUESTION_SECONDS = 5.0
 MAX_ANSWER = 8 << 20
 # Between two readings of /api/tags; /api/version and /api/ps are read in each round.
 TAGS_SECONDS = 30.0
+# What is shown of a backend's own words (B15).
+_VERSION = re.compile(r"[0-9A-Za-z.+-]{1,40}\Z")
 
 
 def make_client(tls: ssl.SSLContext | bool) -> httpx.AsyncClient:
@@ -50,12 +54,34 @@ async def resolve(url: str) -> tuple[str, ...]:
 
 
 async def ask(client: httpx.AsyncClient, state: BackendState, path: str) -> dict[str, Any]:
-    """One JSON object from a backend. Raises httpx.HTTPError or ValueError."""
-    headers = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "ollama-gateway"}
+    """One JSON object from a backend. Raises httpx.HTTPError, TimeoutError or ValueError."""
+    async with asyncio.timeout(QUESTION_SECONDS):
+        body = await _read(client, state, path)
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise ValueError(f"{path} did not answer a JSON object")  # noqa: TRY004
+    return answer
+
+
+async def _read(client: httpx.AsyncClient, state: BackendState, path: str) -> bytearray:
+    parts = urlsplit(state.backend.url)
+    headers = {
+        "host": state.host.decode(),
+        "accept": "application/json",
+        "accept-encoding": "identity",
+        "user-agent": "ollama-gateway",
+    }
     if state.backend.credential is not None:
         name, value = state.backend.credential
         headers[name.decode("ascii")] = value.decode("latin-1")
-    async with client.stream("GET", state.backend.url + path, headers=headers) as response:
+    # Not the URL: httpx would ask for the name's address again, and might get one that was not checked (B14).
+    address = state.pool.endpoint.addresses[0]
+    url = httpx.URL(scheme=parts.scheme, host=address, port=parts.port, path=path)
+    extensions = {"sni_hostname": parts.hostname}
+    async with client.stream("GET", url, headers=headers, extensions=extensions) as response:
         if response.status_code != 200:
             raise ValueError(f"{path} answered {response.status_code}")
         body = bytearray()
@@ -63,10 +89,20 @@ async def ask(client: httpx.AsyncClient, state: BackendState, path: str) -> dict
             body += chunk
             if len(body) > MAX_ANSWER:
                 raise ValueError(f"{path} answered more than {MAX_ANSWER} bytes")
-    answer = orjson.loads(body)
-    if not isinstance(answer, dict):
-        raise TypeError(f"{path} did not answer an object")
-    return answer
+    return body
+
+
+def problem_of(error: Exception) -> str:
+    """What went wrong, in our own words: a page that showed the backend's would be a port scanner (B15)."""
+    if isinstance(error, httpx.ConnectTimeout):
+        return "It does not accept connections."
+    if isinstance(error, httpx.TimeoutException | TimeoutError):
+        return "It does not answer in time."
+    if isinstance(error, httpx.ConnectError):
+        return "It cannot be connected to."
+    if isinstance(error, httpx.HTTPError):
+        return "It does not answer in valid HTTP."
+    return str(error)
 
 
 def installed_models(answer: dict[str, Any]) -> dict[str, InstalledModel]:
@@ -117,12 +153,14 @@ def _named_items(answer: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 async def probe(client: httpx.AsyncClient, state: BackendState, *, tags: bool) -> None:
     """Brings a state up to date. `tags`: also ask which models are installed."""
     try:
-        state.version = str((await ask(client, state, "/api/version")).get("version", ""))[:40]
+        version = (await ask(client, state, "/api/version")).get("version")
+        state.version = version if isinstance(version, str) and _VERSION.match(version) else ""
         if tags or not state.models:
             state.models = installed_models(await ask(client, state, "/api/tags"))
         state.warm = warm_models(await ask(client, state, "/api/ps"), state.models)
-    except (httpx.HTTPError, ValueError, TypeError, OSError) as exc:
-        failed(state, f"{type(exc).__name__}: {exc}")
+    except (httpx.HTTPError, ValueError, OSError) as exc:
+        logger.debug("The probe of %s failed: %r", state.name, exc)
+        failed(state, problem_of(exc))
     else:
         if state.failed_probes and state.probed:
             logger.warning("Backend %s answers again", state.name)
@@ -186,9 +224,9 @@ class Watch:
             addresses = await resolve(state.backend.url)
             state.pool.endpoint = replace(state.pool.endpoint, addresses=addresses)
             await probe(self._client, state, tags=tags)
-        except (OSError, ValueError, TimeoutError) as exc:
+        except (OSError, ValueError) as exc:
             state.pool.endpoint = replace(state.pool.endpoint, addresses=())
-            failed(state, f"its name does not resolve: {exc}")
+            failed(state, f"Its name cannot be used: {exc}")
         except Exception:
             # Whatever it was, this backend must go on being probed (L5).
             logger.exception("The probe of %s failed in a way it should not", state.name)
