@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from proxy.client_address import Address
 from proxy.errors import BadRequest, Forbidden, NotFound, Refusal, Unauthorized
-from proxy.model_names import InvalidModelName
+from proxy.model_names import MAX_LENGTH, InvalidModelName
 from proxy.routes import Right, Route
 from proxy.snapshot import Key, Model, Snapshot
 from tenants.keys import digest, has_our_form
@@ -111,8 +111,8 @@ def resolve_model(snapshot: Snapshot, key: Key, route: Route, asked: object) -> 
         status, message = route.missing_model
         raise _model_refusal(status, message)
     assert isinstance(asked, str)
-    if any(ord(char) < 32 or ord(char) == 127 for char in asked.strip()):
-        raise BadRequest("invalid model name")
+    if len(asked) > MAX_LENGTH:
+        raise BadRequest("invalid model name", "invalid_model_name")
     try:
         model = snapshot.model(key, asked)
     except InvalidModelName as exc:

@@ -4,7 +4,7 @@ Ollama decodes as Go does: keys match whatever their case, of repeated keys the 
 checked here and what is sent on are one object, so there is nothing to smuggle. Pure.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +12,15 @@ import orjson
 
 from proxy.errors import BadRequest
 
+# Caps on what a body is made of, brackets and signs in strings not counted. With them no body that is accepted
+# holds the loop for long; a list of numbers (the `context` of an earlier answer) may be long, since it costs little.
 MAX_DEPTH = 100
-# Bodies below this are parsed without counting: the worst of them holds the loop for about 10 ms.
-COUNTED_ABOVE = 512 << 10
-MAX_STRUCTURAL_BYTES = 400_000
+MAX_ELEMENTS = 400_000
+MAX_KEYS = 100_000
+MAX_CONTAINERS = 30_000
+# Bodies up to this size cannot reach the caps, but for that on depth.
+COUNTED_ABOVE = 64 << 10
+SLICE = 256 << 10
 
 _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
@@ -36,16 +41,28 @@ class Schema:
 
 def decode(raw: bytes) -> dict[str, Any]:
     """The object that a body holds. Raises BadRequest."""
-    if not raw or raw.isspace():
+    for _ in weighing(raw):
+        pass
+    return parsed(raw)
+
+
+def weighing(raw: bytes) -> Iterator[None]:
+    """Holds a body against the caps, a slice at a time, so that others can run in between. Raises BadRequest."""
+    if len(raw) <= COUNTED_ABOVE:
+        # Most bodies have so few brackets that they cannot be too deep.
+        if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH:
+            Outline().add(raw)
+        return
+    outline = Outline()
+    for start in range(0, len(raw), SLICE):
+        outline.add(raw[start : start + SLICE])
+        yield
+
+
+def parsed(raw: bytes) -> dict[str, Any]:
+    """The object in a body that was weighed. Raises BadRequest."""
+    if not raw or (len(raw) < 1024 and raw.isspace()):
         raise BadRequest("missing request body")
-    if len(raw) > COUNTED_ABOVE:
-        structural = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
-        # Commas in a long text are no structure; only where they could be is it worth the second look.
-        if structural > MAX_STRUCTURAL_BYTES and _structural_bytes(raw) > MAX_STRUCTURAL_BYTES:
-            raise BadRequest(f"the body has more than {MAX_STRUCTURAL_BYTES} elements")
-    openings = raw.count(b"{") + raw.count(b"[")
-    if openings > MAX_DEPTH and _depth_in_bytes(raw) > MAX_DEPTH:
-        raise BadRequest(f"the body is nested more than {MAX_DEPTH} levels deep")
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as exc:
@@ -53,6 +70,61 @@ def decode(raw: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadRequest("the body must be a JSON object")
     return value
+
+
+class Outline:
+    """What a body is made of, counted without parsing it. Bytes that are no JSON give some count, and fail later."""
+
+    __slots__ = ("_containers", "_depth", "_elements", "_escaped", "_in_string", "_keys")
+
+    def __init__(self) -> None:
+        self._elements = self._keys = self._containers = self._depth = 0
+        self._in_string = 0  # 0 or 1
+        self._escaped = False  # the next byte is, by a backslash
+
+    @property
+    def counted(self) -> tuple[int, int, int, int]:
+        """(commas, colons, opening brackets, levels still open)."""
+        return self._elements, self._keys, self._containers, self._depth
+
+    def add(self, raw: bytes) -> None:
+        """Counts the next slice. Raises BadRequest beyond a cap."""
+        outside = self._outside_of_strings(raw)
+        opened = outside.count(b"[") + outside.count(b"{")
+        self._elements += outside.count(b",")
+        self._keys += outside.count(b":")
+        self._containers += opened
+        if self._elements > MAX_ELEMENTS or self._keys > MAX_KEYS or self._containers > MAX_CONTAINERS:
+            raise BadRequest(
+                f"the body has more than {MAX_ELEMENTS} elements, {MAX_KEYS} keys or {MAX_CONTAINERS} lists and objects"
+            )
+        if self._depth + opened <= MAX_DEPTH:
+            self._depth += opened - outside.count(b"]") - outside.count(b"}")
+        else:
+            self._count_depth(outside.translate(None, _NO_BRACKETS))
+
+    def _outside_of_strings(self, raw: bytes) -> bytes:
+        if self._escaped and raw:
+            raw, self._escaped = raw[1:], False
+        self._escaped |= (len(raw) - len(raw.rstrip(b"\\"))) % 2 == 1
+        if b"\\" in raw:
+            # The backslash at the very end, if it is one, escapes the first byte of the next slice.
+            raw = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
+        parts = raw.split(b'"')
+        outside = b"".join(parts[self._in_string :: 2])
+        self._in_string ^= (len(parts) - 1) & 1
+        return outside
+
+    def _count_depth(self, brackets: bytes) -> None:
+        depth = self._depth
+        for byte in brackets:
+            if byte in b"[{":
+                depth += 1
+                if depth > MAX_DEPTH:
+                    raise BadRequest(f"the body is nested more than {MAX_DEPTH} levels deep")
+            else:
+                depth -= 1
+        self._depth = depth
 
 
 def read(raw: bytes, schema: Schema) -> dict[str, Any]:
@@ -75,14 +147,20 @@ def conform(where: str, value: dict[str, Any], schema: Schema) -> dict[str, Any]
 
 
 def _respelled(where: str, value: dict[str, Any], schema: Schema) -> dict[str, Any]:
+    names = schema.names
+    for key in value.keys() - names:
+        if not key.isascii() or key.lower() in names:
+            break
+    else:
+        return value  # all that is unknown is plainly so
     renamed: dict[str, Any] = {}
     for key, item in value.items():
         folded = fold(key)
-        name = folded if folded in schema.names else key
+        name = folded if folded in names else key
         if name in renamed:
             raise BadRequest(f'"{where}{name}" appears twice, in different spellings')
         if name is key and not key.isascii():
-            raise BadRequest(f"unknown field {where}{key!r}: field names are ASCII")
+            raise BadRequest(f"unknown field {where}{key[:60]!r}: field names are ASCII")
         renamed[name] = item
     return renamed
 
@@ -91,32 +169,6 @@ def fold(key: str) -> str:
     """The spelling by which Go's decoder would find a field."""
     # casefold() covers U+017F (ſ → s); U+212A (the Kelvin sign) it maps to k as well.
     return key.casefold()
-
-
-def _unquoted(raw: bytes) -> bytes:
-    """The bytes outside of strings, quotes left out."""
-    parts = raw.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
-    return b"".join(parts[::2])
-
-
-def _structural_bytes(raw: bytes) -> int:
-    bare = _unquoted(raw)
-    return bare.count(b",") + bare.count(b"[") + bare.count(b"{")
-
-
-def _depth_in_bytes(raw: bytes) -> int:
-    """How deep the brackets outside of strings go. Stops counting one beyond the cap."""
-    depth = deepest = 0
-    for byte in _unquoted(raw).translate(None, _NO_BRACKETS):
-        if byte in b"[{":
-            depth += 1
-            if depth > deepest:
-                deepest = depth
-                if deepest > MAX_DEPTH:
-                    break
-        else:
-            depth -= 1
-    return deepest
 
 
 # The checks of single fields. A null stands for an absent field, as it does for Ollama's pointer fields.

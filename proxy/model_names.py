@@ -7,6 +7,8 @@ from functools import lru_cache
 DEFAULT_HOST = "registry.ollama.ai"
 DEFAULT_NAMESPACE = "library"
 DEFAULT_TAG = "latest"
+# Of a name, spelled out: what the columns hold.
+MAX_LENGTH = 500
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,79}\Z")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]{0,79}\Z")
@@ -27,7 +29,7 @@ class ModelName:
 @lru_cache(maxsize=4096)
 def parse(name: str) -> ModelName:
     """Raises InvalidModelName. Cached: a fleet has few names, and junk only cycles through the cache."""
-    if len(name) > 1024:
+    if len(name) > MAX_LENGTH:
         raise InvalidModelName("invalid model name")
     rest = name.strip(" \t\r\n")
     local = rest[-6:].lower() == ":local"
@@ -43,7 +45,8 @@ def parse(name: str) -> ModelName:
     host, namespace = _split_path(path)
     if not (_PART.match(model) and _HOST.match(host) and _NAMESPACE.match(namespace)):
         raise InvalidModelName("invalid model name")
-    if colon and not _PART.match(tag):
+    # A tag "local" would not survive being sent: Ollama takes it off as the suffix that it looks like.
+    if colon and (not _PART.match(tag) or tag.lower() == "local"):
         raise InvalidModelName("invalid model name")
     base = model
     if host.lower() != DEFAULT_HOST:
@@ -52,6 +55,8 @@ def parse(name: str) -> ModelName:
         base = f"{namespace}/{model}"
     base = base.lower()
     canonical = f"{base}:{tag.lower() or DEFAULT_TAG}"
+    if len(canonical) > MAX_LENGTH:
+        raise InvalidModelName("invalid model name")
     return ModelName(canonical, canonical if tag else base, cloud)
 
 

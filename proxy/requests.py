@@ -1,5 +1,6 @@
 """From the bytes of a request to what will be sent: body, model, policy."""
 
+import asyncio
 from typing import Any
 
 from proxy import body
@@ -27,16 +28,27 @@ async def read_request(call: Call, client: Client, snapshot: Snapshot, configura
         raise UnsupportedEncoding("unsupported_encoding", "Send the body without Content-Encoding.")
     raw = await client.body(configuration.max_body_bytes)
     call.bytes_in = len(raw)
-    request = body.read(raw, call.route.schema)
+    request = await _object_in(raw, call.route.schema)
     asked = _one_name(request) if call.route.kind is Kind.SHOW else request.get("model")
     call.model = resolve_model(snapshot, call.key, call.route, asked)
-    call.asked = header_rules.stored_text(str(asked), 500)
+    call.asked = str(asked).strip()
     request["model"] = call.model.served.upstream
     call.stream = call.route.streams and ollama.wants_stream(request)
     _note_client(call, client)
     if call.route.kind is not Kind.SHOW:
         _apply_policy(call, request, configuration)
     return request
+
+
+async def _object_in(raw: bytes, schema: body.Schema) -> Request:
+    """Other calls go on between the steps of reading a large body (J6)."""
+    if len(raw) <= body.COUNTED_ABOVE:
+        return body.read(raw, schema)
+    for _ in body.weighing(raw):
+        await asyncio.sleep(0)
+    request = body.parsed(raw)
+    await asyncio.sleep(0)
+    return body.conform("", request, schema)
 
 
 def _one_name(request: Request) -> Any:
@@ -63,7 +75,9 @@ def _apply_policy(call: Call, request: Request, configuration: Configuration) ->
     )
     call.context = ollama.asked_context(request)
     generates = call.route.kind is Kind.GENERATION
-    call.answered_as_unloaded = generates and not call.key.may_manage and ollama.unloads(request)
+    if generates and not call.key.may_manage and ollama.unloads(request):
+        call.answered_as_unloaded, call.adjusted = True, ["keep_alive"]
+        return
     call.output_cap, call.adjusted = ollama.pin(request, pin, generates=generates)
 
 

@@ -3,6 +3,8 @@
 from proxy.dialects import anthropic, ollama, openai
 from proxy.dialects.base import Dialect
 
+__all__ = ["ANTHROPIC", "OLLAMA", "OPENAI", "Dialect", "of_path"]
+
 OLLAMA: Dialect = ollama.Ollama()
 OPENAI: Dialect = openai.OpenAI()
 ANTHROPIC: Dialect = anthropic.Anthropic()

@@ -1,5 +1,6 @@
 """Ollama's own dialect: its fields, what policy sets in them, its usage, its errors. Pure."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,9 @@ from proxy.dialects.base import Usage, go_json
 from proxy.errors import BadRequest
 
 LOAD_OPTIONS = frozenset(("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict"))
+
+# A duration as Go writes it, of no length: "0", "0s", "-0h0m0.00s".
+_NO_TIME = re.compile(r"[-+]?(?:0|(?:(?:0+(?:\.0*)?|\.0+)(?:ns|us|µs|μs|ms|s|m|h))+)\Z")
 
 OPTIONS = Schema(
     {
@@ -149,13 +153,19 @@ def pin(request: dict[str, Any], pin: Pin, *, generates: bool) -> tuple[int, lis
 
 def _pinned_options(asked: dict[str, Any], pin: Pin, changed: list[str]) -> dict[str, Any]:
     options: dict[str, Any] = {}
+    unknown = False
     for name, value in asked.items():
         if value is None:
             continue
-        if name in LOAD_OPTIONS or name not in OPTIONS.names:
+        if name not in OPTIONS.names:
+            unknown = True
+        elif name in LOAD_OPTIONS:
             changed.append(f"options.{name}")
         else:
             options[name] = value
+    if unknown:
+        # Not by name: what a client makes up is no text for a header of ours.
+        changed.append("unknown options")
     options.update(pin.load_options)
     if pin.num_ctx:
         options["num_ctx"] = pin.num_ctx
@@ -188,10 +198,7 @@ def unloads(request: dict[str, Any]) -> bool:
     value = request.get("keep_alive")
     if value is None or not is_empty_generation(request):
         return False
-    if isinstance(value, str):
-        digits = value.strip().lstrip("+-").rstrip("nuµmsh")
-        return bool(digits) and set(digits) <= set("0.")
-    return bool(value == 0)
+    return bool(_NO_TIME.match(value) if isinstance(value, str) else value == 0)
 
 
 def usage(answer: dict[str, Any]) -> Usage:
