@@ -1,6 +1,6 @@
 """Token counts, read from the bytes as they pass (ollama-api §2.4). Pure: bytes in, counts out.
 
-A stream costs a count and a search per chunk; only its last lines are parsed. Where a backend reports nothing the
+A stream costs a count and a search per chunk; only its last line is parsed. Where a backend reports nothing the
 counts are estimates and say so: prompt = bytes / 4, which is what Ollama itself guesses; output = one token per
 line of the stream that carries text, or bytes / 4 of an answer that is no stream.
 """
@@ -37,7 +37,7 @@ class Counts:
 
 
 class Meter:
-    """Watches one answer. `feed` each chunk as it passes, then ask `complete` and `counts()`."""
+    """Watches one answer. `feed` it each chunk and pass on what it returns; `finish`; ask `complete` and `counts()`."""
 
     __slots__ = ("_usage", "complete", "counted", "error", "prompt_bytes", "read_usage", "reports", "whole")
 
@@ -52,11 +52,17 @@ class Meter:
         self.counted = 0  # tokens produced so far, estimated
         self._usage: Usage | None = None
 
-    def feed(self, chunk: bytes) -> None:
+    def feed(self, chunk: bytes) -> bytes:
+        """Returns what may be passed on now."""
         raise NotImplementedError
 
     def finish(self) -> None:
         """The answer ended; whether it was whole shows in `complete`."""
+
+    @property
+    def produced(self) -> bool:
+        """Whether the backend has done work that must not cost nothing."""
+        return self.counted > 0
 
     def counts(self) -> Counts:
         counts = Counts()
@@ -72,10 +78,10 @@ class Meter:
             prompt = completion = None
             counts.estimated = True
         # A final object without counts is how a load and an empty embedding look; with text before it, it is not.
-        if prompt is None and (counts.estimated or self.counted):
+        if not prompt and (counts.estimated or self.produced):
             prompt = -(-self.prompt_bytes // 4)
             counts.estimated = True
-        if completion is None and self.counted:
+        if not completion and self.counted:
             completion = self.counted
             counts.estimated = True
         counts.prompt_tokens, counts.completion_tokens = prompt or 0, completion or 0
@@ -87,8 +93,8 @@ class NothingToMeter(Meter):
 
     __slots__ = ()
 
-    def feed(self, chunk: bytes) -> None:
-        pass
+    def feed(self, chunk: bytes) -> bytes:
+        return chunk
 
     def finish(self) -> None:
         self.complete = self.whole = True
@@ -110,36 +116,54 @@ def _bounded(value: Any, counts: Counts, limit: int = MAX_TOKENS) -> int | None:
 
 
 class LineMeter(Meter):
-    """An NDJSON stream."""
+    """An NDJSON stream, split on \\n and nothing else.
+
+    Passes on whole lines only: whatever ends the stream early, what we say about it is then a line of its own.
+    """
 
     __slots__ = ("_last", "_line")
 
     def __init__(self, read_usage: ReadUsage, prompt_bytes: int) -> None:
         super().__init__(read_usage, prompt_bytes)
-        self._line = b""  # the line that has no end yet
-        self._last = b""  # the last whole line
+        self._line = bytearray()  # the line that has no end yet
+        self._last = b""  # the last whole line that is not blank
 
-    def feed(self, chunk: bytes) -> None:
+    def feed(self, chunk: bytes) -> bytes:
         # Most chunks are one whole line.
-        if not self._line and chunk.endswith(b"\n"):
-            ends = chunk.count(b"\n")
-            self.counted += ends
-            self._last = chunk if ends == 1 else chunk[chunk.rfind(b"\n", 0, -1) + 1 :]
-            return
-        lines = (self._line + chunk).rsplit(b"\n", 2)
-        self._line = lines[-1]
+        if self._line or not chunk.endswith(b"\n"):
+            chunk = self._whole_lines(chunk)
+        if chunk.count(b"\n") > 1:
+            for line in chunk.split(b"\n"):
+                self._note(line)
+        else:
+            self._note(chunk)
+        return chunk
+
+    def _note(self, line: bytes) -> None:
+        if line and not line.isspace():
+            self.counted += 1
+            self._last = line
+
+    def _whole_lines(self, chunk: bytes) -> bytes:
+        end = chunk.rfind(b"\n") + 1
+        lines = b""
+        if end:
+            lines = bytes(self._line) + chunk[:end]
+            self._line.clear()
+        self._line += chunk[end:]
         if len(self._line) > MAX_LINE:
             raise BrokenAnswer(f"a line of more than {MAX_LINE} bytes")
-        if len(lines) > 1:
-            self.counted += chunk.count(b"\n")
-            self._last = lines[-2]
+        return lines
+
+    @property
+    def rest(self) -> bytes:
+        """What was not passed on because its line has no end."""
+        return bytes(self._line)
 
     def finish(self) -> None:
-        last = self._line if self._line.strip() else self._last
-        if self._line.strip():
-            self.counted += 1
+        self._note(self.rest)
         try:
-            final = orjson.loads(last)
+            final = orjson.loads(self._last)
         except orjson.JSONDecodeError:
             return
         if not isinstance(final, dict):
@@ -149,8 +173,8 @@ class LineMeter(Meter):
             self.error = str(usage.error)[:4096]
             self.counted -= 1
         elif usage.done and "done" in final:
-            # The final line carries counts, not text.
-            self.counted -= 1
+            # The final line carries counts; text only where the answer is one line.
+            self.counted += -(-_text_bytes(final) // 4) - 1
             self.complete = True
             self._usage = usage
 
@@ -158,29 +182,26 @@ class LineMeter(Meter):
 class AnswerMeter(Meter):
     """A unary JSON answer."""
 
-    __slots__ = ("_chunks", "_size")
+    __slots__ = ("_raw",)
 
     def __init__(self, read_usage: ReadUsage, prompt_bytes: int, reports: bool = True) -> None:
         super().__init__(read_usage, prompt_bytes, reports)
-        self._chunks: list[bytes] = []
-        self._size = 0
+        self._raw = bytearray()
 
-    def feed(self, chunk: bytes) -> None:
-        self._size += len(chunk)
-        if self._size > MAX_LINE:
+    def feed(self, chunk: bytes) -> bytes:
+        self._raw += chunk
+        if len(self._raw) > MAX_LINE:
             raise BrokenAnswer(f"an answer of more than {MAX_LINE} bytes")
-        self._chunks.append(chunk)
+        self.counted = -(-len(self._raw) // 4)
+        return chunk
 
     def finish(self) -> None:
-        raw = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks = []
+        raw, self._raw = self._raw, bytearray()
         try:
             answer = orjson.loads(raw)
         except orjson.JSONDecodeError:
-            self.counted = -(-self._size // 4)
-            return
+            answer = None
         if not isinstance(answer, dict):
-            self.counted = -(-self._size // 4)
             return
         usage = self.read_usage(answer)
         self._usage = usage
@@ -191,17 +212,19 @@ class AnswerMeter(Meter):
 
 
 def _text_bytes(answer: dict[str, Any]) -> int:
-    """Size of the generated text in a native answer."""
+    """Size of what was generated in a native answer."""
     message = answer.get("message")
     source = message if isinstance(message, dict) else answer
     texts = [source.get("content"), source.get("response"), source.get("thinking")]
-    return sum(len(text.encode()) for text in texts if isinstance(text, str))
+    size = sum(len(text.encode()) for text in texts if isinstance(text, str))
+    tools = source.get("tool_calls")
+    return size + len(orjson.dumps(tools)) if tools else size
 
 
 class EmbeddingMeter(Meter):
     """Vectors, which may be tens of megabytes: only what follows the last of them is read."""
 
-    __slots__ = ("_head", "_tail")
+    __slots__ = ("_head", "_tail", "_vectors")
 
     TAIL = 4096
 
@@ -209,15 +232,23 @@ class EmbeddingMeter(Meter):
         super().__init__(read_usage, prompt_bytes, reports)
         self._head = b""
         self._tail = b""
+        self._vectors = False
 
-    def feed(self, chunk: bytes) -> None:
+    @property
+    def produced(self) -> bool:
+        return self._vectors
+
+    def feed(self, chunk: bytes) -> bytes:
         if not self._head:
             self._head = chunk[:1]
         self._tail = (self._tail + chunk)[-self.TAIL :] if len(chunk) < self.TAIL else chunk[-self.TAIL :]
+        return chunk
 
     def finish(self) -> None:
         # Numbers only stand between the brackets, so the last one closes the last vector.
-        after = self._tail.rpartition(b"]")[2].strip()
+        before, _, after = self._tail.rpartition(b"]")
+        self._vectors = before.rstrip(b"] \r\n\t")[-1:].isdigit()
+        after = after.strip()
         if self._head != b"{" or not after.endswith(b"}"):
             return
         try:

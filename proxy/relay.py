@@ -21,8 +21,17 @@ MAX_ERROR_TEXT = 4096
 # Lines beyond the cap before a stream is cut: with `format`, a thinking model generates twice (ollama-api §2.4).
 CEILING_FACTOR, CEILING_EXTRA = 2, 256
 
-_PATHS = re.compile(r"(?<![\w.:/])(?:/[\w.@+-]+){2,}/?|\b[A-Za-z]:\\\S+")
-_ADDRESSES = re.compile(r"\b[a-z]+://\S+|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b|\[[0-9a-f:]+\](?::\d+)?", re.IGNORECASE)
+_PRIVATE = re.compile(
+    r"""
+      \b[a-z][a-z0-9+.-]*://\S+                              # URLs
+    | \b[\w.+-]+@[\w-]+(?:\.[\w-]+)*                        # accounts
+    | \b[a-z]:\\\S+ | (?<![\w./])~?(?:/[\w.@+~-]+)+/?        # paths
+    | \b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b                  # IPv4
+    | \[[0-9a-f:.%\w]*:[0-9a-f:.%\w]*\](?::\d+)? | (?<![\w:])(?:[0-9a-f]{0,4}:){3,7}[0-9a-f]{1,4}\b   # IPv6
+    | \b(?:localhost|(?:[\w-]+\.)+[a-z]{2,}):\d+\b | (?<=lookup\ )\S+                      # hosts
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
 
 
 class OwnRefusal(Refusal):
@@ -34,12 +43,13 @@ class OwnRefusal(Refusal):
 
 
 def scrubbed(text: str) -> str:
-    """A backend's text without the paths and addresses of its machine (B9)."""
-    return _ADDRESSES.sub("…", _PATHS.sub("…", text[:MAX_ERROR_TEXT]))
+    """A backend's text without the paths, addresses and accounts of its machine (B9)."""
+    return _PRIVATE.sub("…", text[:MAX_ERROR_TEXT])
 
 
 async def refusal_of(answer: Answer, call: Call) -> Refusal:
     """What a backend's error answer is to our client: 4xx with their text, anything else 502 (design §11)."""
+    check_encoding(answer)
     raw = b""
     while len(raw) < MAX_ERROR_TEXT and (chunk := await answer.read()):
         raw += chunk
@@ -51,10 +61,28 @@ async def refusal_of(answer: Answer, call: Call) -> Refusal:
     return BadGateway("backend_error", f"The backend failed ({answer.status}). Our request id is {call.id}.")
 
 
+def check_encoding(answer: Answer) -> None:
+    """Raises BrokenAnswer for a compressed answer: identity was asked for, and we do not expand bombs (B7)."""
+    for name, value in answer.headers:
+        if name == b"content-encoding" and value.strip().lower() not in (b"identity", b""):
+            raise BrokenAnswer("an encoded answer, though identity was asked for")
+
+
 def busy() -> Refusal:
     return Unavailable(
         "backend_busy", "server busy, please try again.  maximum pending requests exceeded", retry_after=1
     )
+
+
+def _own_error(line: bytes) -> str:
+    """What a line of a stream says went wrong; "" if it says nothing of the kind."""
+    if b'"error"' not in line:
+        return ""
+    try:
+        error = orjson.loads(line).get("error")
+    except (orjson.JSONDecodeError, AttributeError):
+        return ""
+    return str(error) if error else ""
 
 
 def _error_text(raw: bytes) -> str:
@@ -89,10 +117,8 @@ class Relay:
             await self._unary(meter)
 
     def _check(self) -> None:
-        names = dict(self.answer.headers)
-        if names.get(b"content-encoding", b"identity").strip().lower() not in (b"identity", b""):
-            raise BrokenAnswer("an encoded answer, though identity was asked for")
-        kind = header_rules.content_type_for_client(names.get(b"content-type", b""))
+        check_encoding(self.answer)
+        kind = header_rules.content_type_for_client(dict(self.answer.headers).get(b"content-type", b""))
         if kind is None:
             raise BrokenAnswer("an answer of a type that is not passed on")
         self.headers.append((b"content-type", kind))
@@ -106,87 +132,79 @@ class Relay:
         if not answer.ready:
             await client.write(b"")  # the head must not wait for the first token
         ceiling = call.output_cap * CEILING_FACTOR + CEILING_EXTRA
+        lines, broken = b"", ""
         try:
             while chunk := await answer.read():
                 if not call.first_byte_at:
                     call.note_first_byte()
-                meter.feed(chunk)
-                if b'{"error"' in chunk:
-                    chunk = self._scrubbed(chunk)
-                call.expect_within(self.gap_seconds, Interruption.GAP)
-                call.bytes_out += len(chunk)
+                lines = meter.feed(chunk)
                 if meter.counted > ceiling:
-                    raise BrokenAnswer("the backend generates past the cap it was given")
+                    broken = "it generates past the cap it was given"
+                    break
                 if answer.at_end:
-                    meter.finish()
-                    if meter.complete or meter.error:
-                        await client.end(chunk)
-                        self._ended(meter)
-                        return
-                await client.write(chunk)
+                    break  # goes out together with the end
+                if lines:
+                    await self._write(self._scrubbed(lines))
+                    lines = b""
+                call.expect_within(self.gap_seconds, Interruption.GAP)
         except BrokenAnswer as exc:
-            await self._broken_stream(str(exc))
-            return
+            broken = str(exc)
         meter.finish()
+        # The last object tells whether the answer is whole; the connection does not (B3).
         if meter.complete or meter.error:
-            await client.end()
-            self._ended(meter)
+            await self._end(self._scrubbed(lines + meter.rest))
+            call.outcome = "failed" if meter.error else "ok"
+            call.error = "backend_error" if meter.error else ""
         else:
-            await self._broken_stream("the stream ended without its last object")
+            await self._break_off(lines, broken)
 
-    def _scrubbed(self, chunk: bytes) -> bytes:
-        """The chunk with a backend's error line in words that may leave the house."""
-        lines = chunk.split(b"\n")
-        for number, line in enumerate(lines):
-            if line.startswith(b'{"error"'):
-                try:
-                    error = orjson.loads(line)["error"]
-                except (orjson.JSONDecodeError, KeyError):
-                    continue
+    def _scrubbed(self, lines: bytes) -> bytes:
+        """The lines with a backend's errors in words that may leave the house."""
+        # Within a JSON text quotes are escaped: these stand for themselves.
+        if b'"error"' not in lines:
+            return lines
+        mended = lines.split(b"\n")
+        for number, line in enumerate(mended):
+            error = _own_error(line)
+            if error:
                 logger.warning("Backend %s failed in mid-stream of %s: %.500s", self._backend, self.call.id, error)
-                lines[number] = go_json({"error": scrubbed(str(error))})
-        return b"\n".join(lines)
+                mended[number] = go_json({"error": scrubbed(error)})
+        return b"\n".join(mended)
 
-    def _ended(self, meter: Meter) -> None:
-        self.call.outcome = "failed" if meter.error else "ok"
-        if meter.error:
-            self.call.error = "backend_error"
+    async def _break_off(self, lines: bytes, broken: str) -> None:
+        """Ends a stream that has no end. `broken`: what the connection did; "": the backend ended it in order.
 
-    async def _broken_stream(self, why: str) -> None:
+        The latter is no fault of the backend: Ollama does so when a model repeats itself (ollama-api §2.4).
+        """
         call = self.call
+        why = broken or "the stream ended without its last object"
         logger.warning("Backend %s broke off %s: %s", self._backend, call.id, why)
-        call.outcome, call.error = "failed", "broken_stream"
+        call.outcome, call.error = "failed", "broken_stream" if broken else "incomplete"
         message = f"The backend broke off its answer. Our request id is {call.id}."
-        await self.client.end(call.dialect.stream_error(502, "broken_stream", message, call.id))
+        await self._end(self._scrubbed(lines) + call.dialect.stream_error(502, call.error, message, call.id))
 
     async def _unary(self, meter: Meter) -> None:
         call, answer = self.call, self.answer
-        held: list[bytes] = []
-        size = 0
+        held = bytearray()
         while chunk := await answer.read():
             if not call.first_byte_at:
                 call.note_first_byte()
-            meter.feed(chunk)
-            call.expect_within(self.gap_seconds, Interruption.GAP)
-            size += len(chunk)
-            if call.headers_sent:
-                await self._write(chunk)
-                continue
-            held.append(chunk)
-            if size > HELD_BYTES:
-                await self._start()
-                await self._write(b"".join(held))
+            held += meter.feed(chunk)
+            if call.headers_sent or len(held) > HELD_BYTES:
+                if not call.headers_sent:
+                    await self._start()
+                await self._write(bytes(held))
                 held.clear()
+            call.expect_within(self.gap_seconds, Interruption.GAP)
         meter.finish()
         if not meter.whole:
             raise BrokenAnswer("an answer that is not whole")
-        if call.headers_sent:
-            await self.client.end()
-        else:
-            self.headers.append((b"content-length", b"%d" % size))
+        if meter.error and not call.headers_sent:
+            raise BrokenAnswer(f"an error in a good answer: {meter.error[:500]}")
+        if not call.headers_sent:
+            self.headers.append((b"content-length", b"%d" % len(held)))
             await self._start()
-            call.bytes_out += size
-            await self.client.end(held[0] if len(held) == 1 else b"".join(held))
+        await self._end(bytes(held))
         call.outcome = "ok" if meter.complete else "failed"
         if not meter.complete:
             call.error = "incomplete"
@@ -197,8 +215,16 @@ class Relay:
         await self.client.start(200, self.headers)
 
     async def _write(self, chunk: bytes) -> None:
-        self.call.bytes_out += len(chunk)
+        call = self.call
+        call.bytes_out += len(chunk)
+        # How long a client may take to read is its server's to judge (N6), and no fault of the backend.
+        call.expect_within(0, Interruption.GAP)
         await self.client.write(chunk)
+
+    async def _end(self, chunk: bytes) -> None:
+        self.call.bytes_out += len(chunk)
+        self.call.expect_within(0, Interruption.GAP)
+        await self.client.end(chunk)
 
     @property
     def _backend(self) -> str:
