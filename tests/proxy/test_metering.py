@@ -263,17 +263,18 @@ def test_b3_done_must_be_true_itself(value):
 def test_b6_a_line_without_end_is_cut_at_the_cap_and_held_once():
     meter = LineMeter(ollama.usage, 0)
     chunk = b"x" * 65536
+    for _ in range(MAX_LINE // len(chunk)):
+        assert meter.feed(chunk) == b""
+    assert len(meter.rest) == MAX_LINE
     with pytest.raises(BrokenAnswer):
-        for fed in range(10_000):
-            assert meter.feed(chunk) == b""
-    assert MAX_LINE - 65536 <= fed * 65536 <= MAX_LINE
+        meter.feed(chunk)
 
 
 def test_b6_a_unary_answer_without_end_is_cut_at_the_cap():
     meter = AnswerMeter(ollama.usage, 0)
     with pytest.raises(BrokenAnswer):
         for _ in range(10_000):
-            meter.feed(b"x" * 65536)
+            assert meter.feed(b"x" * 65536)
 
 
 def test_b2_before_there_is_an_answer_the_prompt_may_have_been_worked_on():
