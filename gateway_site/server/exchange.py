@@ -202,6 +202,10 @@ class Exchange:
         if message["type"] == "http.response.body":
             body = message.get("body", b"")
             more = message.get("more_body", False)
+            if self.chunked and more and 0 < len(body) <= JOIN_BYTES:
+                # Nearly all messages there are: a token or two of a stream.
+                protocol.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+                return
             if self.started:
                 self._send_body(body, more)
             else:
