@@ -4,7 +4,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -83,11 +83,11 @@ class RulesWatch:
 
     def _poll(self) -> None:
         revisions = self._revisions()
+        self.last_contact = time.monotonic()
         if not self._loaded or revisions != self._tables.revisions:
             tables = self._read()
             self._tables, self._loaded = tables, True
             self._changed(tables)
-        self.last_contact = time.monotonic()
         if self._failing:
             logger.warning("The database answers again")
             self._failing = False
@@ -105,8 +105,20 @@ class RulesWatch:
             groups: dict[str, Any] = {}
             for table, load in _LOADERS.items():
                 if not self._loaded or revisions.get(table) != old.revisions.get(table):
-                    groups.update(load(self._using))
+                    groups.update(self._load(table, load))
         return replace(old, revisions=revisions, **groups)
+
+    def _load(self, table: str, load: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+        try:
+            return load(self._using)
+        except (DatabaseError, InterfaceError):
+            raise
+        except Exception:
+            if not self._loaded:
+                raise
+            # Only SQL can write what the models cannot read. The other tables must be heard all the same (A7).
+            logger.exception("What %s says now cannot be read; its old rows stay in force", table)
+            return {}
 
     @contextmanager
     def _one_moment(self) -> Iterator[None]:
@@ -125,10 +137,11 @@ class RulesWatch:
         if connections[self._using].vendor != "postgresql":
             self._stop.wait(POLL_SECONDS)
             return
-        if self._listener is None:
-            self._listener = _listen(self._using)
-        for _ in self._listener.notifies(timeout=POLL_SECONDS, stop_after=1):
-            pass
+        with connections[self._using].wrap_database_errors:
+            if self._listener is None:
+                self._listener = _listen(self._using)
+            for _ in self._listener.notifies(timeout=POLL_SECONDS, stop_after=1):
+                pass
 
 
 def _listen(using: str) -> Any:
@@ -178,17 +191,14 @@ def _keys(using: str) -> dict[str, Any]:
     with connections[using].cursor() as cursor:
         cursor.execute(f"SELECT {_KEY_COLUMNS} FROM tenants_apikey")  # noqa: S608 - a constant
         for row in cursor.fetchall():
-            key_id, models = row[0], row[9]
-            keys[key_id] = KeyRow(
-                *row[:5],
-                _epoch(row[5]),
-                bool(row[6]),
-                _epoch(row[7]),
-                row[8] is not None,
-                () if models in ("[]", []) else _patterns(models),
-                (bool(row[10]), bool(row[11]), bool(row[12]), bool(row[13]), bool(row[14])),
-                row[15],
-            )
+            key_id = row[0]
+            try:
+                key = _key_row(row)
+            except (ValueError, TypeError):
+                # Only SQL can write such a row. Closed rather than open, and no hindrance to the others.
+                logger.exception("The key %s cannot be read; it is not accepted until it is mended", row[2])
+                continue
+            keys[key_id] = key
             digests[bytes(row[16])] = (key_id, False)
             if row[17] is not None:
                 digests[bytes(row[17])] = (key_id, True)
@@ -196,8 +206,24 @@ def _keys(using: str) -> dict[str, Any]:
     return {"keys": keys, "digests": digests, "foreign_keys": foreign}
 
 
+def _key_row(row: Sequence[Any]) -> KeyRow:
+    models = row[9]
+    return KeyRow(
+        *row[:5],
+        _epoch(row[5]),
+        bool(row[6]),
+        _epoch(row[7]),
+        row[8] is not None,
+        () if models in ("[]", []) else _patterns(models),
+        (bool(row[10]), bool(row[11]), bool(row[12]), bool(row[13]), bool(row[14])),
+        row[15],
+    )
+
+
 def _patterns(models: Any) -> tuple[str, ...]:
     names = json.loads(models) if isinstance(models, str) else models
+    if not isinstance(names, list):
+        raise TypeError("models_allowed is no list")
     return tuple(canonical_pattern(str(name)) for name in names)
 
 

@@ -8,7 +8,7 @@ import time
 
 from proxy import metrics
 from proxy.admission import Admission
-from proxy.call import Call
+from proxy.call import Call, Ids
 from proxy.clock import SteadyClock
 from proxy.configuration import Configuration
 from proxy.credential_failures import CredentialFailures
@@ -32,6 +32,7 @@ class Runtime:
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
         self.now = SteadyClock()
+        self.ids = Ids()
         self.admission = Admission(
             configuration.auth_header, configuration.key_pepper, configuration.key_pepper_fallbacks
         )
@@ -83,9 +84,14 @@ class Runtime:
         return snapshot
 
     def _apply(self, tables: Tables) -> None:
-        self._use(Snapshot(tables, self.now()))
-        self.fleet.apply(tables.backends)
-        self._ready.set()
+        try:
+            self._use(Snapshot(tables, self.now()))
+            self.fleet.apply(tables.backends)
+        except Exception:
+            # The next change of the tables may be one that can be used (L5).
+            logger.exception("The rules could not be put in force; the old ones stay")
+        else:
+            self._ready.set()
 
     def _use(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
@@ -125,6 +131,7 @@ class Runtime:
 
     def _sweep(self) -> None:
         moment, epoch = time.monotonic(), self.now()
+        running: list[Call] = []
         for call in list(self.calls):
             if call.key is not None and call.key.expires_at is not None and call.key.expires_at <= epoch:
                 call.interrupt(Interruption.WITHDRAWN)
@@ -132,8 +139,9 @@ class Runtime:
                 call.interrupt(call.deadline_reason)
             elif 0 < call.total_deadline < moment:
                 call.interrupt(Interruption.TOTAL)
-            elif call.segment is not None and call.dispatched_at:
-                self.ledger.progress(call)
+            elif call.dispatched_at:
+                running.append(call)
+        self.ledger.progress(running)
         snapshot = self.snapshot
         if snapshot is not None and snapshot.valid_until is not None and snapshot.valid_until <= epoch:
             self._use(snapshot.refreshed(epoch))
@@ -147,20 +155,24 @@ class Runtime:
 
     async def drained(self, seconds: float) -> None:
         """Returns when no call runs, or after a while, having ended the rest with an error in their dialect."""
-        if not self.calls:
-            return
         try:
             async with asyncio.timeout(seconds):
-                await self._nothing_runs.wait()
+                await self._until_nothing_runs()
         except TimeoutError:
             logger.warning("%d calls are cut: they outlasted the drain of %.0f s", len(self.calls), seconds)
             for call in list(self.calls):
                 call.interrupt(Interruption.DRAIN)
             try:
                 async with asyncio.timeout(5):
-                    await self._nothing_runs.wait()
+                    await self._until_nothing_runs()
             except TimeoutError:
                 logger.warning("%d calls did not end", len(self.calls))
+
+    async def _until_nothing_runs(self) -> None:
+        # More than once: a call whose body was still on its way when the drain began starts after the others ended.
+        while self.calls:
+            self._nothing_runs.clear()
+            await self._nothing_runs.wait()
 
     async def close(self) -> None:
         """Stores what is left and lets everything go. Bounded: what the database does not take stays in the spool."""

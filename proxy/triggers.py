@@ -35,6 +35,8 @@ def install(using: str = "default") -> None:
             if table in tables:
                 for statement in _STATEMENTS[connection.vendor](table, columns):
                     cursor.execute(statement)
+                # What changed while its triggers were missing was not heard.
+                cursor.execute(_RAISING[connection.vendor](f"'{table}'"))
 
 
 def missing(using: str = "default") -> list[str]:
@@ -50,6 +52,24 @@ def missing(using: str = "default") -> list[str]:
     return [name for table in WATCHED for event in events if (name := f"ogw_{table}_{event}") not in present]
 
 
+def _raising(table: str, now: str, greatest: str) -> str:
+    """The statement that raises the revision of a table: to the clock's milliseconds, so that none is ever used again
+    after its row was lost, and upwards in any case."""
+    higher = f"{greatest}(proxy_configrevision.revision + 1, excluded.revision)"
+    return (
+        f'INSERT INTO proxy_configrevision ("table", revision) VALUES ({table}, {now}) '  # noqa: S608 - constants
+        f'ON CONFLICT ("table") DO UPDATE SET revision = {higher}'
+    )
+
+
+def _raising_postgresql(table: str) -> str:
+    return _raising(table, "(extract(epoch FROM clock_timestamp()) * 1000)::bigint", "greatest")
+
+
+def _raising_sqlite(table: str) -> str:
+    return _raising(table, "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)", "max")
+
+
 # Deferred to the commit, so that transactions that change rules do not wait for each other while they are open. The
 # row trigger fires for each row; the note in the transaction makes all but the first of a bulk update cost nothing.
 _POSTGRESQL_FUNCTION = f"""
@@ -62,9 +82,7 @@ BEGIN
         RETURN NULL;
     END IF;
     PERFORM set_config(note, this_transaction, true);
-    INSERT INTO proxy_configrevision AS r ("table", revision)
-        VALUES (TG_TABLE_NAME, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)
-        ON CONFLICT ("table") DO UPDATE SET revision = greatest(r.revision + 1, excluded.revision);
+    {_raising_postgresql("TG_TABLE_NAME")};
     PERFORM pg_notify('{CHANNEL}', TG_TABLE_NAME);
     RETURN NULL;
 END $$
@@ -90,11 +108,10 @@ def _sqlite(table: str, columns: tuple[str, ...] | None) -> list[str]:
         statements += [
             f"DROP TRIGGER IF EXISTS ogw_{table}_{event}",
             f"CREATE TRIGGER ogw_{table}_{event} AFTER {event.upper()}{of} ON {table} BEGIN "
-            'INSERT INTO proxy_configrevision ("table", revision) '
-            f"VALUES ('{table}', CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)) "
-            'ON CONFLICT ("table") DO UPDATE SET revision = max(revision + 1, excluded.revision); END',
+            f"""{_raising_sqlite(f"'{table}'")}; END""",
         ]
     return statements
 
 
 _STATEMENTS = {"postgresql": _postgresql, "sqlite": _sqlite}
+_RAISING = {"postgresql": _raising_postgresql, "sqlite": _raising_sqlite}

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import os
 import shutil
-import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from django.db import DatabaseError, InterfaceError
@@ -35,19 +36,18 @@ class Ledger:
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
         root = configuration.spool_dir
-        self.spool = Spool(spool.new_directory(root), configuration.spool_max_bytes)
+        self.spool = Spool(root, configuration.spool_max_bytes)
         self._store = Store(configuration.time_zone, root / "quarantine.jsonl")
         self._writer = WorkThread("ledger")
         self._syncer = WorkThread("ledger-sync")
         self._tasks: list[asyncio.Task[None]] = []
-        self._idle = asyncio.Event()
-        # Epoch seconds of the oldest row that is not in the database yet; what pages show as "as of".
+        # Whether the database refused the last batch.
         self.failing = False
 
     def start(self) -> None:
         self._tasks = [
             asyncio.create_task(self._store_for_ever(), name="ledger store"),
-            asyncio.create_task(self._sync_for_ever(), name="ledger sync"),
+            asyncio.create_task(self._keep_for_ever(), name="ledger keep"),
             asyncio.create_task(self._adopt_for_ever(), name="ledger adopt"),
         ]
 
@@ -55,7 +55,7 @@ class Ledger:
         """Opens the record of a call. Raises Unavailable where it could not be kept: the call must not be made."""
         row = rows.opened(call, self.configuration.currency)
         try:
-            call.segment = self.spool.open([row, rows.price_entry(call.price)])
+            self.spool.open(row, rows.price_entry(call.price))
         except SpoolFull as exc:
             logger.warning("A call was refused because its usage could not be recorded: %s", exc)
             raise Unavailable(
@@ -65,18 +65,16 @@ class Ledger:
             ) from None
         return row
 
-    def progress(self, call: Call) -> None:
-        """Notes what a running call has produced so far."""
-        tokens = call.meter.counted if call.meter is not None else 0
-        name = call.backend.name if call.backend is not None else ""
-        self.spool.progress([call.id, time.time(), tokens, call.bytes_out, name])
+    def progress(self, calls: Iterable[Call]) -> None:
+        """Notes what the running calls have produced so far."""
+        self.spool.progress(map(rows.note, calls))
 
     def finish(self, call: Call, row: Row) -> None:
-        self.spool.close(call.segment, rows.closed(row, call))
+        self.spool.close(rows.closed(row, call))
 
     @property
     def is_writable(self) -> bool:
-        return self.spool.is_writable()
+        return self.spool.is_writable
 
     @property
     def backlog(self) -> int:
@@ -85,17 +83,20 @@ class Ledger:
 
     async def close(self, seconds: float) -> None:
         """Stores what is left, as far as that is done in time; the rest stays in the spool for the next process."""
+        # First, so that no two of us count the same rows as stored. What a cancelled task had given to the thread is
+        # stored before anything else, and storing it again changes nothing.
+        for task in self._tasks:
+            task.cancel()
         try:
             async with asyncio.timeout(seconds):
                 while self.backlog:
                     await self._store_some()
-        except (TimeoutError, DatabaseError, InterfaceError):
+        except (TimeoutError, DatabaseError, InterfaceError, OSError):
             logger.warning("%d records stay in the spool until the database takes them", self.backlog)
-        for task in self._tasks:
-            task.cancel()
-        self._writer.stop(self._store.close)
-        self._syncer.stop()
-        self.spool.remove_if_empty()
+        finally:
+            self._writer.stop(self._store.close)
+            self._syncer.stop()
+            self.spool.shut()
 
     async def _store_for_ever(self) -> None:
         while True:
@@ -114,6 +115,7 @@ class Ledger:
             except Exception:
                 # Records wait in the spool; whatever it was, the next try may store them (L5).
                 logger.exception("Usage records could not be stored")
+                self._writer.run(self._store.close)
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _store_some(self) -> None:
@@ -122,68 +124,85 @@ class Ledger:
             if batch:
                 await self._writer.run(self._store.add, batch)
             else:
-                await self._writer.run(self._store_segment, segment.path)
+                await self._store_all(spool.closed_rows(segment.path))
             self.spool.stored(segment, batch)
         self.spool.release()
 
-    def _store_segment(self, path: Path) -> None:
-        found = spool.closed_rows(path)
-        for first in range(0, len(found), ROWS_PER_BATCH):
-            self._store.add(found[first : first + ROWS_PER_BATCH])
+    async def _store_all(self, left: Iterator[Row]) -> int:
+        """Reads and stores batch by batch, so that what ends meanwhile is stored in between. Returns how many."""
+        stored = 0
+        while batch := await self._writer.run(lambda: list(islice(left, ROWS_PER_BATCH))):
+            await self._writer.run(self._store.add, batch)
+            stored += len(batch)
+        return stored
 
-    async def _sync_for_ever(self) -> None:
+    async def _keep_for_ever(self) -> None:
+        """Sees to it that what was written is on the disk soon, and writes what the disk refused."""
         while True:
             await asyncio.sleep(SYNC_SECONDS)
-            if files := self.spool.dirty_files():
-                await self._syncer.run(_sync, files)
+            try:
+                if self.spool.problem:
+                    self.spool.mend()
+                if files := self.spool.dirty_files():
+                    await self._syncer.run(_sync, files)
+            except OSError as exc:
+                logger.warning("The spool could not be synced: %s", exc)
+            except Exception:
+                logger.exception("The spool could not be kept")  # the next round may succeed (L5)
 
     async def _adopt_for_ever(self) -> None:
         while True:
             try:
-                await self._writer.run(self._adopt)
+                await self._adopt()
             except (DatabaseError, InterfaceError):
                 pass  # said by the task that stores
             except Exception:
-                logger.exception("A dead worker's spool could not be taken over")
+                logger.exception("Dead workers' spools could not be taken over")
             await asyncio.sleep(ADOPT_SECONDS)
 
-    def _adopt(self) -> None:
-        """Stores what dead processes left, in the ledger's thread."""
-        for directory, descriptor in spool.orphans(self.configuration.spool_dir):
+    async def _adopt(self) -> None:
+        """Stores what dead processes left."""
+        orphans = spool.orphans(self.configuration.spool_dir)
+        while (orphan := await self._writer.run(next, orphans, None)) is not None:
+            directory, descriptor = orphan
             try:
-                left = left_behind(directory)
-                for first in range(0, len(left), ROWS_PER_BATCH):
-                    self._store.add(left[first : first + ROWS_PER_BATCH])
-                shutil.rmtree(directory)
-                if left:
-                    logger.warning("Took over %d records of a process that is gone", len(left))
+                adopted = await self._store_all(left_behind(directory))
+                await self._writer.run(shutil.rmtree, directory)
+                if adopted:
+                    logger.warning("Took over %d records of a process that is gone", adopted)
+            except (DatabaseError, InterfaceError):
+                raise
+            except Exception:
+                logger.exception("The spool %s could not be taken over and is left for you to look at", directory.name)
+                (directory / "lock").unlink(missing_ok=True)
             finally:
                 os.close(descriptor)
 
 
-def left_behind(directory: Path) -> list[Row]:
-    """One row for each call that a dead process admitted and that may not be in the database."""
+def left_behind(directory: Path) -> Iterator[Row]:
+    """The rows of a dead process that may not be in the database: what it closed, then what it left open."""
     opened: dict[str, tuple[Row, PriceRow | None]] = {}
-    progress: dict[str, tuple[float, int, int, str]] = {}
-    closed: dict[str, Row] = {}
-    for path in sorted(directory.glob("*.log")):
+    for path in sorted(directory.glob("[0-9]*.log")):
         for kind, value in spool.entries(path):
             if kind == "o":
                 row, price = value
                 opened[row[0]] = row, rows.price_of_entry(price)
-            elif kind == "p":
-                progress[value[0]] = tuple(value[1:])
             elif kind == "c":
-                closed[value[0]] = value
+                opened.pop(value[0], None)
+                yield value
+    progress: dict[str, list[tuple[float, int, int, str]]] = {}
+    for path in directory.glob("progress-*.log"):
+        for _, (call_id, *note) in spool.entries(path):
+            if call_id in opened:
+                progress.setdefault(call_id, []).append(tuple(note))
     for call_id, (row, price) in opened.items():
-        if call_id not in closed:
-            closed[call_id] = rows.interrupted(row, price, progress.get(call_id))
-    return list(closed.values())
+        yield rows.interrupted(row, price, max(progress.get(call_id, ()), default=None))
 
 
 def _sync(files: list[int]) -> None:
-    for descriptor in files:
-        try:
+    try:
+        for descriptor in files:
             os.fdatasync(descriptor)
-        finally:
+    finally:
+        for descriptor in files:
             os.close(descriptor)

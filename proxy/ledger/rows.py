@@ -22,6 +22,9 @@ Row = list[Any]
 
 AT = {name: position for position, name in enumerate(COLUMNS)}
 
+# A million of the currency for one call. Beyond it a price is a slip, and sums of such costs would leave their column.
+MAX_COST = 10**15
+
 
 def opened(call: Call, currency: str) -> Row:
     """What is known when a call is admitted."""
@@ -67,6 +70,15 @@ def closed(row: Row, call: Call) -> Row:
     return row
 
 
+def note(call: Call) -> list[Any]:
+    """How far a running call is."""
+    tokens = call.meter.counted if call.meter is not None else 0
+    name = call.backend.name if call.backend is not None else ""
+    # Not time.time(), which may step (U10).
+    epoch = call.started_epoch + time.monotonic() - call.started_at
+    return [call.id, epoch, tokens, call.bytes_out, name]
+
+
 def interrupted(row: Row, price: PriceRow | None, progress: tuple[float, int, int, str] | None) -> Row:
     """Completes the row of a call that a dead process left open.
 
@@ -84,7 +96,7 @@ def cost_of(row: Row, price: PriceRow | None) -> int | None:
     if price is None:
         return None
     gpu_us = row[23] + row[24] + row[25]
-    return cost_nano(price, row[29], row[30], gpu_us)
+    return min(cost_nano(price, row[29], row[30], gpu_us), MAX_COST)
 
 
 def price_entry(price: PriceRow | None) -> list[Any] | None:

@@ -10,13 +10,27 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import orjson
-from django.db import DataError, IntegrityError, connections, transaction
-BUCKET_SECONDS = 15 * 60
-SUCCESSES = frozenset(("ok", "cached", "coalesced"))
+from django.db import (
+    DatabaseError,
+    DataError,
+    IntegrityError,
+    InterfaceError,
+    ProgrammingError,
+    connections,
+    transaction,
+)
 
 from proxy.ledger.rows import AT, COLUMNS, Row
 
 logger = logging.getLogger(__name__)
+
+BUCKET_SECONDS = 15 * 60
+SUCCESSES = frozenset(("ok", "cached", "coalesced"))
+# The last use of a key is noted at most this often (S3).
+LAST_USED_SECONDS = 60
+
+# What drivers and conversions raise for a value that a column cannot hold.
+_MALFORMED = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError)
 
 _NAMES = ", ".join(COLUMNS)
 _MARKS = ", ".join(["%s"] * len(COLUMNS))
@@ -35,37 +49,50 @@ class Store:
         self.zone = ZoneInfo(zone)
         self.quarantine = quarantine
         self.using = using
-        self._last_used: dict[int, float] = {}
+        self._last_used: dict[int, float] = {}  # by key id, as it is in the database
         self._day = lru_cache(maxsize=512)(self._day_of_bucket)
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Stores rows; those that are there already change nothing. Raises OperationalError: try again later."""
+        """Stores rows; those that are there already change nothing. Raises DatabaseError: try again later."""
         try:
-            with transaction.atomic(using=self.using):
-                self._add(rows)
-        except (DataError, IntegrityError, ValueError, TypeError) as exc:
+            used = self._add_all(rows)
+        except (DataError, IntegrityError, ProgrammingError, *_MALFORMED) as exc:
+            if not _is_fault_of_row(exc):
+                raise
             if len(rows) > 1:
                 # One of them is poison; the others must not wait for it.
                 middle = len(rows) // 2
                 self.add(rows[:middle])
                 self.add(rows[middle:])
                 return
-            logger.exception("The record %s fits no column and is kept in %s", rows[0][0], self.quarantine)
+            logger.exception("The record %.40s fits no column and is kept in %s", rows[0][:1], self.quarantine)
             with self.quarantine.open("ab") as file:
                 file.write(orjson.dumps({"error": str(exc), "row": rows[0]}) + b"\n")
+        else:
+            self._last_used.update(used)
 
     def close(self) -> None:
-        connections[self.using].close()
+        try:
+            connections[self.using].close()
+        except (DatabaseError, InterfaceError) as exc:
+            logger.debug("Closing a broken connection: %s", exc)
 
-    def _add(self, rows: Sequence[Row]) -> None:
+    def _add_all(self, rows: Sequence[Row]) -> dict[int, float]:
+        """Stores rows, or none of them. Returns the uses of keys that were noted."""
         connection = connections[self.using]
-        with connection.cursor() as cursor:
+        postgresql = connection.vendor == "postgresql"
+        if not postgresql:
+            # The spool forgets what is committed, so a commit must outlast a power cut; for pages NORMAL is enough.
+            with connection.cursor() as cursor:
+                cursor.execute("PRAGMA synchronous = FULL")
+        with transaction.atomic(using=self.using), connection.cursor() as cursor:
             # Django's cursor would log and time each row of an executemany; the driver's own does the work.
-            insert = _insert_postgresql if connection.vendor == "postgresql" else _insert_sqlite
-            fresh = insert(cursor.cursor, rows)
-            if fresh:
-                self._add_sums(cursor, fresh)
-                self._note_use(cursor, fresh)
+            with connection.wrap_database_errors:
+                fresh = (_insert_postgresql if postgresql else _insert_sqlite)(cursor.cursor, rows)
+            if not fresh:
+                return {}
+            self._add_sums(cursor, fresh)
+            return self._note_use(cursor, fresh)
 
     def _add_sums(self, cursor: Any, rows: Iterable[Row]) -> None:
         buckets: dict[tuple[Any, ...], list[int]] = {}
@@ -99,21 +126,27 @@ class Store:
         return connections[self.using].ops.adapt_datetimefield_value(datetime.fromtimestamp(epoch, UTC))
 
     def _day_of_bucket(self, start: int) -> Any:
-        return datetime.fromtimestamp(start, self.zone).date()
+        day = datetime.fromtimestamp(start, self.zone).date()
+        return connections[self.using].ops.adapt_datefield_value(day)
 
-    def _note_use(self, cursor: Any, rows: Iterable[Row]) -> None:
-        """Last use of keys, at most once a minute each."""
+    def _note_use(self, cursor: Any, rows: Iterable[Row]) -> dict[int, float]:
         latest: dict[int, float] = {}
         for row in rows:
-            if row[_FINISHED] > self._last_used.get(row[9], 0) + 60:
+            if row[_FINISHED] > self._last_used.get(row[9], 0) + LAST_USED_SECONDS:
                 latest[row[9]] = max(row[_FINISHED], latest.get(row[9], 0))
         for key_id, moment in sorted(latest.items()):
+            # Another worker may have noted it within the minute.
             cursor.execute(
                 "INSERT INTO tenants_apikeylastused (key_id, at) SELECT id, %s FROM tenants_apikey WHERE id = %s "
-                "ON CONFLICT (key_id) DO UPDATE SET at = excluded.at WHERE tenants_apikeylastused.at < excluded.at",
-                [self._moment(moment), key_id],
+                "ON CONFLICT (key_id) DO UPDATE SET at = excluded.at WHERE tenants_apikeylastused.at < %s",
+                [self._moment(moment), key_id, self._moment(moment - LAST_USED_SECONDS)],
             )
-            self._last_used[key_id] = moment
+        return latest
+
+
+def _is_fault_of_row(exc: Exception) -> bool:
+    """Whether a row can never be stored. A table or a right that is missing may come yet."""
+    return not isinstance(exc, ProgrammingError) or not getattr(exc.__cause__, "sqlstate", None)
 
 
 def _upsert(cursor: Any, table: str, period: str, sums: dict[tuple[Any, ...], list[int]]) -> None:
@@ -165,5 +198,6 @@ def _insert_postgresql(cursor: Any, rows: Sequence[Row]) -> list[Row]:
         "ON CONFLICT (id) DO NOTHING RETURNING id"
     )
     stored = {pk.hex for (pk,) in cursor.fetchall()}
-    fresh = {row[0]: row for row in rows if row[0] in stored}
+    # Of two rows with one id the first was inserted.
+    fresh = {row[0]: row for row in reversed(rows) if UUID(row[0]).hex in stored}
     return list(fresh.values())
