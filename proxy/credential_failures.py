@@ -2,6 +2,7 @@
 
 import time
 from collections import OrderedDict
+from ipaddress import IPv6Address
 
 from proxy.client_address import Address
 
@@ -9,21 +10,22 @@ REMEMBERED = 10_000
 
 
 class CredentialFailures:
-    """A token bucket per address, of this process."""
+    """A token bucket per address, of this process; one per /64 of IPv6, where each host has as many as it likes."""
 
     def __init__(self, per_minute: int) -> None:
         self.per_minute = per_minute
-        self._buckets: OrderedDict[Address | None, tuple[float, float]] = OrderedDict()  # → (tokens, when)
+        self._buckets: OrderedDict[object, tuple[float, float]] = OrderedDict()  # → (tokens, when)
 
     def count(self, address: Address | None) -> float:
         """Counts one failure; returns for how many seconds further ones are answered with 429, 0 = not yet."""
         now = time.monotonic()
-        tokens, when = self._buckets.pop(address, (float(self.per_minute), now))
+        source = int(address) >> 64 if isinstance(address, IPv6Address) else address
+        tokens, when = self._buckets.pop(source, (float(self.per_minute), now))
         tokens = min(tokens + (now - when) * self.per_minute / 60, float(self.per_minute))
         if len(self._buckets) >= REMEMBERED:
             self._buckets.popitem(last=False)
         if tokens < 1:
-            self._buckets[address] = (tokens, now)
+            self._buckets[source] = (tokens, now)
             return (1 - tokens) * 60 / self.per_minute
-        self._buckets[address] = (tokens - 1, now)
+        self._buckets[source] = (tokens - 1, now)
         return 0.0

@@ -14,6 +14,8 @@ _CONTENT_TYPES = ("application/json", "application/x-ndjson", "text/event-stream
 
 # Printable ASCII without the characters that end or split a value somewhere.
 _VALUE = re.compile(rb"[\x20-\x7e]{0,512}\Z")
+# No underscore: some servers take it for a dash.
+_FAMILY_NAME = re.compile(rb"(?:anthropic|openai)-[a-z0-9-]{1,60}\Z")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@\-]{1,128}\Z")
 
 LOOP_MARKER = b"x-ollama-gateway-hops"
@@ -30,10 +32,15 @@ SAFETY: tuple[tuple[bytes, bytes], ...] = (
 def towards_backend(headers: Headers) -> bytes:
     """The client's headers that a backend may see, as bytes of a request head."""
     lines = []
+    named: frozenset[bytes] = frozenset()
     for name, value in headers:
-        if (name in _TO_BACKEND or name.startswith(_TO_BACKEND_FAMILIES)) and _VALUE.match(value):
-            lines.append(name + b": " + value + b"\r\n")
-    return b"".join(lines)
+        if name == b"connection" and value != b"keep-alive":
+            named |= {option.strip().lower() for option in value.split(b",")}
+        elif name in _TO_BACKEND or (name.startswith(_TO_BACKEND_FAMILIES) and _FAMILY_NAME.match(name)):
+            if _VALUE.match(value):
+                lines.append((name, name + b": " + value + b"\r\n"))
+    # What is named in Connection was meant for us alone.
+    return b"".join([line for name, line in lines if name not in named])
 
 
 def content_type_for_client(value: bytes) -> bytes | None:

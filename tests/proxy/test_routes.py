@@ -1,0 +1,56 @@
+"""Rows P1–P3: the routes that exist are those of one table, by the bytes of their paths."""
+
+import pytest
+
+from proxy.fake_ollama import routing
+from proxy.routes import ROUTES, Kind, Right, belongs_to_calls
+from tests.proxy.odd_paths import MANAGEMENT, odd_spellings
+
+FOR_TENANTS = {Kind.ROOT, Kind.VERSION, Kind.TAGS, Kind.PS, Kind.SHOW, Kind.GENERATION, Kind.EMBEDDING}
+# A new kind or route is added here by whoever adds it, knowingly.
+TENANT_ROUTES = {
+    *("GET /", "HEAD /", "GET /api/version", "HEAD /api/version", "GET /api/tags", "HEAD /api/tags", "GET /api/ps"),
+    *("POST /api/show", "POST /api/chat", "POST /api/generate", "POST /api/embed", "POST /api/embeddings"),
+}
+
+
+def test_p1_every_route_of_a_tenant_is_one_that_was_meant():
+    for path, methods in ROUTES.items():
+        for method, route in methods.items():
+            if route.right is not Right.MANAGE and path.startswith((b"/api", b"/config")):
+                assert f"{method} {path.decode()}" in TENANT_ROUTES
+
+
+def test_p2_management_needs_the_right_to_manage():
+    for method, path in MANAGEMENT:
+        route = ROUTES.get(path.encode(), {}).get(method)
+        assert route is None or route.right is Right.MANAGE, path
+
+
+@pytest.mark.parametrize("path", [*(path for _, path in MANAGEMENT), "/api/chat", "/api/tags", "/api/generate"])
+def test_p3_another_spelling_of_a_path_is_another_path(path):
+    for spelling in odd_spellings(path):
+        assert spelling not in ROUTES, spelling
+
+
+def test_p3_the_odd_spellings_are_those_that_ollama_might_serve():
+    """Else the rows above prove nothing: some of them decode to the path itself."""
+    decoded = [routing.decoded_path(spelling.decode("latin-1")) for spelling in odd_spellings("/api/delete")]
+    assert decoded.count("/api/delete") >= 4
+
+
+def test_p4_the_request_line_of_a_backend_is_a_constant_of_the_table():
+    for path, methods in ROUTES.items():
+        for method, route in methods.items():
+            assert route.upstream in (b"", f"{method} ".encode() + path) or path.startswith(b"/v1")
+            assert b"?" not in route.upstream
+
+
+@pytest.mark.parametrize("path", [b"/api/", b"/api", b"/api/x", b"/v1/x", b"/k/x/api/chat", b"/api/../admin/", b"/"])
+def test_p1_paths_of_calls_are_answered_by_the_data_plane(path):
+    assert belongs_to_calls(path)
+
+
+@pytest.mark.parametrize("path", [b"/admin/", b"/livez", b"/metrics", b"/apix", b"/%61pi/chat", b"//api/chat", b""])
+def test_p1_other_paths_never_reach_it(path):
+    assert not belongs_to_calls(path)
