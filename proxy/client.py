@@ -20,20 +20,19 @@ class ClientGone(Exception):
 
 
 class Client:
-    __slots__ = ("_receive", "_scope", "_watcher", "headers", "send")
+    __slots__ = ("_fields", "_receive", "_scope", "_watcher", "headers", "send")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope = scope
         self._receive = receive
         self.send = send
         self.headers: Headers = scope["headers"]
+        self._fields = dict(self.headers)
         self._watcher: asyncio.Task[None] | None = None
 
-    def header(self, wanted: bytes) -> bytes | None:
-        for name, value in self.headers:
-            if name == wanted:
-                return value
-        return None
+    def header(self, name: bytes) -> bytes | None:
+        """A header of which there is one; of several, the last."""
+        return self._fields.get(name)
 
     async def body(self, limit: int) -> bytes:
         """The whole body. Raises TooLarge as soon as it is known to be, ClientGone, BadRequest."""

@@ -59,11 +59,15 @@ class GatewayConsumer(AsyncConsumer):
             await self.refuse(call, client, InternalError())
 
     def new_call(self, scope: Scope, client: Client) -> Call:
+        runtime = self.runtime
         peer = scope.get("client")
-        forwarded = (value.decode("latin-1") for name, value in client.headers if name == b"x-forwarded-for")
-        address = client_address(peer[0] if peer else "", forwarded, self.runtime.configuration.trusted_proxies)
+        forwarded = ()
+        if runtime.configuration.trusted_proxies:
+            forwarded = [value.decode("latin-1") for name, value in client.headers if name == b"x-forwarded-for"]
+        address = client_address(peer[0] if peer else "", forwarded, runtime.configuration.trusted_proxies)
+        epoch = runtime.now()
         raw_path = scope.get("raw_path") or scope["path"].encode()
-        return Call(scope["method"], raw_path, address, self.runtime.now())
+        return Call(runtime.ids.new(epoch), scope["method"], raw_path, address, epoch)
 
     async def answer(self, call: Call, client: Client) -> None:
         runtime = self.runtime

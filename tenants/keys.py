@@ -1,10 +1,13 @@
 """The clear text of API keys: made, checked for form and digested here, and nowhere else."""
 
+import hashlib
 import hmac
 import secrets
 import zlib
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Any
 
 from django.conf import settings
 from django.db import transaction
@@ -20,7 +23,7 @@ CHECKSUM_LENGTH = 6  # 62 ** 6 > 2 ** 32
 # What secret scanners may look for; docs/security.md prints it.
 PATTERN = r"\bogw_[0-9A-Za-z]{8}_[0-9A-Za-z]{49}\b"
 
-_CHARACTERS = frozenset(ALPHABET.encode())
+_VALUES = {character: value for value, character in enumerate(ALPHABET.encode())}
 _LENGTH = len(BRAND) + 1 + PREFIX_LENGTH + 1 + SECRET_LENGTH + CHECKSUM_LENGTH
 
 
@@ -45,15 +48,30 @@ def has_our_form(key: bytes) -> bool:
     """Whether it can be a key of ours: form and checksum. Costs about a microsecond and no look-up."""
     if len(key) != _LENGTH or not key.startswith(b"ogw_") or key[4 + PREFIX_LENGTH] != 0x5F:
         return False
-    if not _CHARACTERS.issuperset(key[13:]) or not _CHARACTERS.issuperset(key[4:12]):
+    if not key[4:12].isalnum() or not key[13:].isalnum():
         return False
-    return checksum(key[:-CHECKSUM_LENGTH]) == key[-CHECKSUM_LENGTH:]
+    number = 0
+    for character in key[-CHECKSUM_LENGTH:]:
+        number = number * 62 + _VALUES[character]
+    return number == zlib.crc32(key[:-CHECKSUM_LENGTH])
 
 
 def digest(key: bytes, pepper: bytes) -> bytes:
+    """HMAC-SHA256 of a whole key."""
     # 256 random bits need no salt and no slow hash: there is nothing to guess.
     # The pepper makes a stolen table useless for checking guessed or leaked keys.
-    return hmac.digest(pepper, key, "sha256")
+    # On copies of the prepared states: hmac.digest() lets go of the GIL, which costs a busy process 20 µs a call.
+    inner, outer = (state.copy() for state in _prepared(pepper))
+    inner.update(key)
+    outer.update(inner.digest())
+    return outer.digest()
+
+
+@lru_cache(maxsize=8)
+def _prepared(pepper: bytes) -> tuple[Any, Any]:
+    """SHA-256 after the inner and the outer pad of RFC 2104."""
+    block = (hashlib.sha256(pepper).digest() if len(pepper) > 64 else pepper).ljust(64, b"\0")
+    return tuple(hashlib.sha256(bytes(byte ^ pad for byte in block)) for pad in (0x36, 0x5C))  # type: ignore[return-value]
 
 
 def make_clear_text() -> tuple[str, str]:
