@@ -170,7 +170,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             model_name='limit',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('window', 'seconds'), ('window_seconds__gt', 0)), models.Q(models.Q(('window', 'seconds'), _negated=True), ('window_seconds', None)), _connector='OR'), name='limit_seconds_only_for_seconds'),
+            constraint=models.CheckConstraint(condition=models.Q(models.Q(('window', 'seconds'), ('window_seconds__gt', 0), ('window_seconds__isnull', False)), models.Q(models.Q(('window', 'seconds'), _negated=True), ('window_seconds', None)), _connector='OR'), name='limit_seconds_only_for_seconds'),
         ),
         migrations.AddConstraint(
             model_name='limit',
@@ -179,6 +179,10 @@ class Migration(migrations.Migration):
         migrations.AddConstraint(
             model_name='limit',
             constraint=models.CheckConstraint(condition=models.Q(('metric__in', ('requests', 'tokens', 'cost', 'concurrent'))), name='limit_metric_known'),
+        ),
+        migrations.AddConstraint(
+            model_name='limit',
+            constraint=models.CheckConstraint(condition=models.Q(('window__in', ('seconds', 'minute', 'hour', 'day', 'month', 'none'))), name='limit_window_known'),
         ),
         migrations.AddConstraint(
             model_name='limit',

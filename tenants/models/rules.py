@@ -116,7 +116,9 @@ class Limit(models.Model):
                 name="limit_scope_names_its_subject",
             ),
             models.CheckConstraint(
-                condition=Q(window="seconds", window_seconds__gt=0) | (~Q(window="seconds") & Q(window_seconds=None)),
+                # Not null besides > 0: a comparison with null is unknown, which a check lets pass.
+                condition=Q(window="seconds", window_seconds__isnull=False, window_seconds__gt=0)
+                | (~Q(window="seconds") & Q(window_seconds=None)),
                 name="limit_seconds_only_for_seconds",
             ),
             models.CheckConstraint(
@@ -125,6 +127,9 @@ class Limit(models.Model):
             ),
             models.CheckConstraint(
                 condition=Q(metric__in=("requests", "tokens", "cost", "concurrent")), name="limit_metric_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(window__in=("seconds", "minute", "hour", "day", "month", "none")), name="limit_window_known"
             ),
             models.CheckConstraint(condition=Q(mode__in=("enforce", "shadow")), name="limit_mode_known"),
         ]
