@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import dj_database_url
 import httpx
 from django.conf import settings
 from django.core.management import call_command
 from django.db import connections
 
+from gateway_site.settings import database as database_settings
 from proxy.models import Backend
 from tenants.keys import digest, make_clear_text
 from tenants.models import ApiKey, Tenant
@@ -28,11 +28,8 @@ PEPPER = "a pepper of the tests"
 
 def use_database(alias: str, url: str) -> None:
     """Makes a database known to the ORM of the test process under an alias."""
-    parsed = dj_database_url.parse(url)
-    entry = {**settings.DATABASES["default"], **parsed, "CONN_MAX_AGE": 0, "TEST": {}}
-    if "sqlite" in parsed["ENGINE"]:
-        entry["OPTIONS"] = {"timeout": 20, "transaction_mode": "IMMEDIATE"}
-    entry["ENGINE"] = parsed["ENGINE"]
+    defaults = {name: value for name, value in settings.DATABASES["default"].items() if name != "OPTIONS"}
+    entry = {**defaults, **database_settings(url), "CONN_MAX_AGE": 0, "TEST": {}}
     connections.databases[alias] = entry
     if alias in connections:
         connections[alias].close()
@@ -68,6 +65,8 @@ class Gateway:
             **env,
         }
         self.process: subprocess.Popen[bytes] | None = None
+        # Django keeps connections by context: that of a fixture does not see those of a test.
+        self._connections: set[Any] = set()
         use_database(self.alias, database_url)
 
     # Life
@@ -129,11 +128,19 @@ class Gateway:
     def close(self) -> None:
         if self.process is not None:
             self.kill()
-        connections[self.alias].close()
+        for connection in self._connections:
+            connection.close()
 
     # The control plane, as another process changes it
 
+    @property
+    def connection(self) -> Any:
+        connection = connections[self.alias]
+        self._connections.add(connection)
+        return connection
+
     def rows(self, model: type[Any]) -> Any:
+        self._connections.add(connections[self.alias])
         return model.objects.using(self.alias)
 
     def tenant(self, name: str = "acme") -> Tenant:
