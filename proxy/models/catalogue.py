@@ -74,3 +74,7 @@ class ModelPolicy(models.Model):
 
     def __str__(self) -> str:
         return self.pattern
+
+    def clean(self) -> None:
+        # An emptied field of a form is None.
+        self.load_options = self.load_options or {}

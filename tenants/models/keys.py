@@ -112,6 +112,10 @@ class ApiKey(models.Model):
     def __str__(self) -> str:
         return f"{self.name} (ogw_{self.prefix}_…)"
 
+    def clean(self) -> None:
+        # An emptied field of a form is None.
+        self.models_allowed = self.models_allowed or []
+
     @property
     def state(self) -> str:
         """One of active, disabled, expired, revoked."""

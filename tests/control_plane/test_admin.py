@@ -1,0 +1,495 @@
+"""The plain admin: who may what, what is shown once or never, what is not deleted (threats A1, T3, T6, T8, B14)."""
+
+import re
+
+import pytest
+from django.contrib import admin
+from django.contrib.auth.models import Permission
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from pytest_django.asserts import assertContains, assertNotContains
+
+from proxy.credentials import unseal
+from proxy.models import Backend, ConfigRevision, ModelAlias, ModelPolicy
+from tenants.keys import PATTERN, digest
+from tenants.models import ApiKey, ApiKeyLastUsed, IPRule, Limit, Membership, Tenant, User
+from tests.factories import (
+    NOON,
+    PASSWORD,
+    make_backend,
+    make_ip_rule,
+    make_key,
+    make_limit,
+    make_price,
+    make_tenant,
+    make_usage,
+    make_user,
+)
+from usage.models import DailyUsage, Price, UsageBucket, UsageRecord
+from usage.rollups import rebuild
+
+pytestmark = pytest.mark.django_db
+
+OURS = [model for model in admin.site._registry if model._meta.app_label in ("tenants", "usage", "proxy")]
+READ_ONLY = [UsageRecord, UsageBucket, DailyUsage, ConfigRevision]
+
+
+def url_of(model, page="changelist", *args):
+    return reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_{page}", args=args)
+
+
+def act(client, model, action, rows, **more):
+    """Chooses an action in the list of a model."""
+    data = {"action": action, "_selected_action": [row.pk for row in rows], **more}
+    return client.post(url_of(model), data)
+
+
+def make_staff(*permissions, name="staff"):
+    user = make_user(name, is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    return user
+
+
+@pytest.fixture
+def signed_in(client, root):
+    client.force_login(root)
+    return client
+
+
+@pytest.fixture
+def one_of_each(acme, bob, root):
+    """A row of every model, with hostile text wherever text goes."""
+    hostile = '<script>alert(1)</script>"><img src=x>{{7*7}}\u202e'
+    key = make_key(acme, hostile, user=bob).row
+    ApiKeyLastUsed.objects.create(key=key, at=NOON)
+    make_ip_rule(note=hostile, tenant=acme)
+    make_limit(tenant=acme, model=hostile)
+    make_limit(25_500_000_000, key=key, metric="cost", window="month")
+    make_backend(hostile)
+    make_price(hostile)
+    ModelAlias.objects.create(pattern=hostile, model=hostile)
+    ModelPolicy.objects.create(pattern=hostile)
+    make_usage(key, model=hostile, user_agent=hostile, end_user=hostile, error=hostile[:64], client_request_id=hostile)
+    rebuild()
+    return hostile
+
+
+def test_every_model_is_registered():
+    assert set(OURS) >= {
+        Tenant, User, ApiKey, IPRule, Limit, Backend, ModelAlias, ModelPolicy, Price, *READ_ONLY,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("model", OURS, ids=lambda model: model.__name__)
+def test_t8_every_page_shows_every_row_and_runs_none_of_it(signed_in, one_of_each, model):
+    pages = [url_of(model), url_of(model) + "?q=script"]
+    pages += [url_of(model, "change", row.pk) for row in model._default_manager.all()]
+    if model not in READ_ONLY:
+        pages.append(url_of(model, "add"))
+    for page in pages:
+        answer = signed_in.get(page, follow=True)
+        assert answer.status_code == 200
+        assertNotContains(answer, "<script>alert")
+        assertNotContains(answer, "<img src=x")
+
+
+@pytest.mark.parametrize("model", OURS, ids=lambda model: model.__name__)
+def test_lists_ask_no_question_per_row(signed_in, one_of_each, model):
+    def questions():
+        with CaptureQueriesContext(
+            connection,
+        ) as captured:
+            assert signed_in.get(url_of(model)).status_code == 200
+        return len(captured)
+
+    questions()
+    few = questions()
+    for number in range(5):
+        tenant = make_tenant()
+        key = make_key(tenant, user=make_user(tenant=tenant)).row
+        make_usage(key)
+        make_limit(key=key)
+        make_ip_rule(f"10.{number}.0.0/16", key=key)
+        make_backend()
+        make_price(f"m{number}")
+        ModelAlias.objects.create(pattern=f"a{number}", model="b")
+        ModelPolicy.objects.create(pattern=f"a{number}")
+    rebuild()
+    assert questions() <= few + 1
+
+
+@pytest.mark.parametrize("model", READ_ONLY, ids=lambda model: model.__name__)
+def test_t3_what_machines_write_nobody_edits(signed_in, one_of_each, model):
+    row = model._default_manager.first()
+    before = list(model._default_manager.values())
+    assert signed_in.get(url_of(model, "add")).status_code == 403
+    assert signed_in.post(url_of(model, "delete", row.pk), {"post": "yes"}).status_code == 403
+    assert signed_in.post(url_of(model, "change", row.pk), {"requests": "0"}).status_code == 403
+    act(signed_in, model, "delete_selected", [row], post="yes")
+    assert list(model._default_manager.values()) == before
+
+
+def test_records_are_listed_without_counting_or_sorting_them_all(signed_in):
+    key = make_key().row
+    for _ in range(3):
+        make_usage(key)
+    with CaptureQueriesContext(connection) as captured:
+        answer = signed_in.get(url_of(UsageRecord) + "?o=3&_facets=True")
+    assertContains(answer, "llama3.2:latest")
+    about_records = [query["sql"] for query in captured if "usage_usagerecord" in query["sql"]]
+    assert about_records
+    assert not any("COUNT(" in sql.upper() for sql in about_records)
+    assert all("LIMIT" in sql for sql in about_records)
+    assert all('ORDER BY "usage_usagerecord"."started_at" DESC' in sql for sql in about_records)
+
+
+@pytest.mark.parametrize("whole_id", ["client", "ours"])
+def test_a_record_is_found_by_either_id(signed_in, whole_id):
+    record = make_usage(client_request_id="req-42", model="wanted:latest")
+    make_usage(model="unwanted:latest")
+    term = record.client_request_id if whole_id == "client" else str(record.pk)
+    answer = signed_in.get(url_of(UsageRecord), {"q": term})
+    assertContains(answer, "wanted:latest")
+    assertNotContains(answer, "unwanted:latest")
+    assertNotContains(signed_in.get(url_of(UsageRecord), {"q": "req-4"}), "wanted:latest")
+
+
+# Keys.
+
+
+def key_form(tenant, **more):
+    return {
+        "name": "ci", "tenant": tenant.pk, "enabled": "on", "models_allowed": "[]", "may_infer": "on", **more,
+    }  # fmt: skip
+
+
+def test_a1_a_new_key_is_shown_exactly_once(signed_in, acme, root):
+    answer = signed_in.post(url_of(ApiKey, "add"), key_form(acme), follow=True)
+    (clear_text,) = set(re.findall(PATTERN, answer.content.decode()))
+    row = ApiKey.objects.get()
+    from django.conf import settings
+
+    assert bytes(row.digest) == digest(clear_text.encode(), settings.KEY_PEPPER)
+    assert row.created_by == root
+    assert "no-store" in answer["Cache-Control"]
+    secret = clear_text.split("_")[2]
+    assert secret not in str(answer.cookies)
+    for page in (url_of(ApiKey), url_of(ApiKey, "change", row.pk), url_of(ApiKey, "history", row.pk), "/admin/"):
+        later = signed_in.get(page).content.decode()
+        assert secret not in later
+        assert row.digest.hex() not in later
+
+
+def test_a_key_needs_a_user_of_its_tenant(signed_in, acme, bob, charlie):
+    answer = signed_in.post(url_of(ApiKey, "add"), key_form(acme, user=charlie.pk))
+    assertContains(answer, "charlie is not in acme")
+    signed_in.post(url_of(ApiKey, "add"), key_form(acme, user=bob.pk))
+    assert ApiKey.objects.get().user == bob
+
+
+def test_a_key_of_an_archived_tenant_is_refused(signed_in, acme):
+    acme.archive()
+    assertContains(signed_in.post(url_of(ApiKey, "add"), key_form(acme)), "This tenant was deleted")
+
+
+@pytest.mark.parametrize("models", ['"llama3.2"', '{"a": 1}', "[1]", "nonsense"])
+def test_allowed_models_are_a_list(signed_in, acme, models):
+    answer = signed_in.post(url_of(ApiKey, "add"), key_form(acme, models_allowed=models))
+    assert answer.status_code == 200
+    assert not ApiKey.objects.exists()
+
+
+@pytest.mark.parametrize("models", ["", "null", "[]", "{}"])
+def test_an_empty_field_allows_all_models(signed_in, acme, models):
+    signed_in.post(url_of(ApiKey, "add"), key_form(acme, models_allowed=models))
+    assert ApiKey.objects.get().models_allowed == []
+
+
+@pytest.mark.parametrize("options", ["", "null", "{}"])
+def test_an_empty_field_sets_no_load_options(signed_in, options):
+    signed_in.post(url_of(ModelPolicy, "add"), {"pattern": "*", "load_options": options})
+    assert ModelPolicy.objects.get().load_options == {}
+
+
+def test_t6_the_owner_the_digest_and_the_prefix_of_a_key_cannot_be_forged(signed_in, acme, other):
+    row = make_key(acme).row
+    forged = key_form(other, name="new", prefix="forged", digest="00", user="1", revoked_at="2026-01-01", imported="on")
+    signed_in.post(url_of(ApiKey, "change", row.pk), forged)
+    after = ApiKey.objects.get()
+    assert after.name == "new"
+    assert (after.tenant, after.prefix, bytes(after.digest)) == (acme, row.prefix, row.digest)
+    assert (after.user, after.revoked_at, after.imported) == (None, None, False)
+
+
+def test_t3_rights_that_cost_the_operator_are_given_by_superusers(client, acme):
+    client.force_login(make_staff("add_apikey", "view_apikey", "change_apikey", "view_tenant"))
+    client.post(url_of(ApiKey, "add"), key_form(acme, may_manage="on", may_use_cloud="on"))
+    row = ApiKey.objects.get()
+    client.post(url_of(ApiKey, "change", row.pk), key_form(acme, name="new", may_manage="on", may_use_cloud="on"))
+    row.refresh_from_db()
+    assert (row.name, row.may_manage, row.may_use_cloud) == ("new", False, False)
+
+
+def test_keys_are_disabled_and_enabled_in_the_list(signed_in):
+    row = make_key().row
+    act(signed_in, ApiKey, "disable", [row])
+    assert ApiKey.objects.get().state == "disabled"
+    act(signed_in, ApiKey, "enable", [row])
+    assert ApiKey.objects.get().state == "active"
+
+
+def test_revoking_asks_first(signed_in):
+    row, bystander = make_key().row, make_key().row
+    assertContains(act(signed_in, ApiKey, "revoke", [row]), f"ogw_{row.prefix}_")
+    assert ApiKey.objects.get(pk=row.pk).state == "active"
+    act(signed_in, ApiKey, "revoke", [row], confirmed="yes")
+    assert ApiKey.objects.get(pk=row.pk).state == "revoked"
+    assert ApiKey.objects.get(pk=bystander.pk).state == "active"
+    assertContains(signed_in.get(url_of(ApiKey, "history", row.pk)), "Revoked")
+    assertContains(act(signed_in, ApiKey, "revoke", [row]), "revoked already")
+
+
+def test_keys_and_users_are_not_deleted(signed_in, bob):
+    row = make_key().row
+    for model, pk in ((ApiKey, row.pk), (User, bob.pk)):
+        assert signed_in.post(url_of(model, "delete", pk), {"post": "yes"}).status_code == 403
+        act(signed_in, model, "delete_selected", [row], post="yes")
+        assert model.objects.filter(pk=pk).exists()
+
+
+@pytest.mark.parametrize("action", ["disable", "revoke"])
+def test_t3_who_may_only_look_acts_on_nothing(client, action):
+    row = make_key().row
+    client.force_login(make_staff("view_apikey"))
+    act(client, ApiKey, action, [row], confirmed="yes")
+    assert ApiKey.objects.get().state == "active"
+
+
+# Archiving.
+
+
+@pytest.mark.parametrize(("model", "make"), [(Tenant, make_tenant), (Backend, make_backend)])
+def test_deleting_archives(signed_in, model, make):
+    first, second = make("first"), make("second")
+    if model is Tenant:
+        make_key(first)  # which protects it from being deleted, and not from being archived
+    assertContains(signed_in.get(url_of(model, "delete", first.pk)), "usage records stay")
+    signed_in.post(url_of(model, "delete", first.pk), {"post": "yes"})
+    assertContains(act(signed_in, model, "delete_selected", [second]), "usage records stay")
+    act(signed_in, model, "delete_selected", [second], post="yes")
+    assert model.objects.exclude(archived_at=None).count() == 2
+    assertNotContains(signed_in.get(url_of(model)), "second</a>")
+    assertContains(signed_in.get(url_of(model) + "?archived=yes"), "second</a>")
+    assertContains(signed_in.get(url_of(model) + "?archived=all"), "second</a>")
+    signed_in.post(url_of(model) + "?archived=yes", {"action": "restore", "_selected_action": [first.pk]})
+    assert model.objects.get(archived_at=None) == first
+
+
+def test_an_archived_tenant_is_not_offered(signed_in, acme, other):
+    acme.archive()
+    query = {"app_label": "tenants", "model_name": "apikey", "field_name": "tenant", "term": ""}
+    answer = signed_in.get(reverse("admin:autocomplete"), query).json()
+    assert [choice["text"] for choice in answer["results"]] == ["other"]
+
+
+# People.
+
+
+def test_t3_staff_raise_nobodys_rights(client, root):
+    staff = make_staff("change_user", "view_user")
+    client.force_login(staff)
+    form = {
+        "username": "staff", "is_active": "on", "is_staff": "on", "is_superuser": "on",
+        "user_permissions": [str(pk) for pk in Permission.objects.values_list("pk", flat=True)[:5]],
+        "memberships-TOTAL_FORMS": "0", "memberships-INITIAL_FORMS": "0",
+    }  # fmt: skip
+    client.post(url_of(User, "change", staff.pk), form)
+    staff.refresh_from_db()
+    assert not staff.is_superuser
+    assert staff.user_permissions.count() == 2
+
+
+def test_t3_staff_do_not_touch_superusers(client, root):
+    client.force_login(make_staff("change_user", "view_user"))
+    assert client.post(url_of(User, "change", root.pk), {"username": "mine"}).status_code == 403
+    password = reverse("admin:auth_user_password_change", args=[root.pk])
+    answer = client.post(password, {"password1": PASSWORD, "password2": PASSWORD, "usable_password": "true"})
+    assert answer.status_code == 403
+    act(client, User, "switch_off", [root])
+    root.refresh_from_db()
+    assert (root.username, root.is_active, root.has_usable_password()) == ("root", True, False)
+
+
+def test_users_are_switched_off_and_on_but_never_oneself(signed_in, root, bob):
+    act(signed_in, User, "switch_off", [bob, root])
+    assert set(User.objects.filter(is_active=True)) == {root}
+    act(signed_in, User, "switch_on", [bob])
+    assert User.objects.filter(is_active=True).count() == 2
+
+
+def test_t3_inlines_need_their_own_permission(client, acme, charlie):
+    client.force_login(make_staff("change_tenant", "view_tenant"))
+    form = {
+        "name": "acme", "enabled": "on", "memberships-TOTAL_FORMS": "1", "memberships-INITIAL_FORMS": "0",
+        "memberships-0-user": charlie.pk, "memberships-0-role": "owner", "memberships-0-tenant": acme.pk,
+    }  # fmt: skip
+    client.post(url_of(Tenant, "change", acme.pk), form)
+    assert not Membership.objects.filter(tenant=acme, user=charlie).exists()
+
+
+# Backends.
+
+
+def backend_form(**more):
+    return {"name": "gpu", "url": "http://10.0.0.5:11434", "slots": "1", "transport": "wire", "enabled": "on", **more}
+
+
+def test_a_credential_is_written_and_never_read(signed_in):
+    form = backend_form(credential_header="Authorization", credential="Bearer hunter2")
+    signed_in.post(url_of(Backend, "add"), form)
+    backend = Backend.objects.get()
+    assert unseal(backend.credential_encrypted) == "Bearer hunter2"
+    assert b"hunter2" not in bytes(backend.credential_encrypted)
+    for page in (url_of(Backend), url_of(Backend, "change", backend.pk), url_of(Backend, "history", backend.pk)):
+        assertNotContains(signed_in.get(page), "hunter2")
+
+    change = url_of(Backend, "change", backend.pk)
+    signed_in.post(change, backend_form(credential_header="Authorization", slots="4"))
+    backend.refresh_from_db()
+    assert (backend.slots, unseal(backend.credential_encrypted)) == (4, "Bearer hunter2")
+    assertContains(signed_in.post(change, backend_form()), "Name the header")
+    signed_in.post(change, backend_form(forget_credential="on"))
+    backend.refresh_from_db()
+    assert backend.credential_encrypted is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("url", "file:///etc/passwd"),
+        ("url", "http://user:pw@10.0.0.5"),
+        ("url", "http://169.254.169.254/"),
+        ("url", "http://2130706433"),
+        ("url", "http://10.0.0.5:11434/api"),
+        ("credential", "a\r\nHost: b"),
+        ("credential_header", "Bad Header"),
+        ("credential_header", "Content-Length"),
+        ("ca_certificates", "not a certificate"),
+        ("slots", "0"),
+        ("slots", "-1"),
+    ],
+)
+def test_b14_what_cannot_be_a_backend_is_refused(signed_in, field, value):
+    form = {**backend_form(credential_header="Authorization"), field: value}
+    assert signed_in.post(url_of(Backend, "add"), form).status_code == 200
+    assert not Backend.objects.exists()
+
+
+def test_b14_only_superusers_name_backends(client):
+    backend = make_backend("gpu")
+    Backend.objects.update(credential_header="Authorization", credential_encrypted=b"x")
+    every = [f"{verb}_backend" for verb in ("add", "change", "delete", "view")]
+    client.force_login(make_staff(*every))
+    assert client.get(url_of(Backend)).status_code == 200
+    page = client.get(url_of(Backend, "change", backend.pk))
+    assertContains(page, "gpu")
+    assertNotContains(page, 'name="credential"')
+    assert client.post(url_of(Backend, "add"), backend_form(name="mine")).status_code == 403
+    assert client.post(url_of(Backend, "change", backend.pk), backend_form(url="http://10.9.9.9")).status_code == 403
+    assert client.post(url_of(Backend, "delete", backend.pk), {"post": "yes"}).status_code == 403
+    act(client, Backend, "delete_selected", [backend], post="yes")
+    act(client, Backend, "restore", [backend])
+    (after,) = Backend.objects.all()
+    assert (after.url, after.archived_at) == (backend.url, None)
+
+
+def test_what_the_environment_owns_is_not_edited(signed_in):
+    backend = make_backend("default", set_by_environment=True)
+    form = backend_form(name="mine", url="http://10.9.9.9", slots="3")
+    signed_in.post(url_of(Backend, "change", backend.pk), form)
+    after = Backend.objects.get()
+    assert (after.name, after.url, after.slots) == ("default", backend.url, 3)
+
+
+# Rules and prices.
+
+
+def test_i4_a_network_with_host_bits_is_refused(signed_in):
+    form = {"cidr": "10.1.2.3/8", "action": "allow"}
+    assertContains(signed_in.post(url_of(IPRule, "add"), form), "host bits")
+    signed_in.post(url_of(IPRule, "add"), {**form, "cidr": "2001:DB8::/32"})
+    assert IPRule.objects.get().cidr == "2001:db8::/32"
+
+
+def limit_form(**more):
+    return {
+        "scope": "default", "metric": "requests", "window": "minute", "amount": "10", "mode": "enforce", **more,
+    }  # fmt: skip
+
+
+def test_a_cost_is_written_in_units_of_the_currency(signed_in):
+    signed_in.post(url_of(Limit, "add"), limit_form(metric="cost", window="month", amount="25.50"))
+    limit = Limit.objects.get()
+    assert limit.amount == 25_500_000_000
+    assertContains(signed_in.get(url_of(Limit, "change", limit.pk)), 'value="25.5"')
+    signed_in.post(url_of(Limit, "change", limit.pk), limit_form(amount="7"))
+    limit.refresh_from_db()
+    assert (limit.metric, limit.amount) == ("requests", 7)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"amount": "1.5"},
+        {"amount": "-1"},
+        {"amount": "many"},
+        {"amount": "99999999999999999999"},
+        {"metric": "concurrent"},
+        {"window": "seconds"},
+        {"scope": "tenant"},
+    ],
+)
+def test_a_limit_that_makes_no_sense_is_refused(signed_in, wrong):
+    assert signed_in.post(url_of(Limit, "add"), limit_form(**wrong)).status_code == 200
+    assert not Limit.objects.exists()
+
+
+def price_form(**more):
+    return {
+        "model": "qwen3:*", "input_nano": "0.15", "output_nano": "0.6", "gpu_second_nano": "0", "kwh_nano": "0",
+        "watts": "0", "valid_from_0": "2020-01-01", "valid_from_1": "00:00:00", **more,
+    }  # fmt: skip
+
+
+def test_a_price_in_force_stays_as_it_is(signed_in):
+    signed_in.post(url_of(Price, "add"), price_form())
+    price = Price.objects.get()
+    assert (price.input_nano, price.output_nano) == (150_000_000, 600_000_000)
+    assert signed_in.post(url_of(Price, "change", price.pk), price_form(input_nano="9")).status_code == 403
+    assert signed_in.post(url_of(Price, "delete", price.pk), {"post": "yes"}).status_code == 403
+    assert Price.objects.get().input_nano == 150_000_000
+
+
+def test_a_price_of_the_future_can_be_changed(signed_in):
+    price = make_price(valid_from=NOON.replace(year=2999))
+    page = url_of(Price, "change", price.pk)
+    assertContains(signed_in.get(page), "<input")
+    signed_in.post(page, price_form(valid_from_0="2999-01-01", input_nano="0.000000001"))
+    price.refresh_from_db()
+    assert price.input_nano == 1
+    signed_in.post(url_of(Price, "delete", price.pk), {"post": "yes"})
+    assert not Price.objects.exists()
+
+
+@pytest.mark.parametrize("amount", ["-1", "0.0000000001", "NaN", "1e30"])
+def test_a_price_that_cannot_be_kept_exactly_is_refused(signed_in, amount):
+    assert signed_in.post(url_of(Price, "add"), price_form(input_nano=amount)).status_code == 200
+    assert not Price.objects.exists()
+
+
+@pytest.mark.parametrize("model", OURS, ids=lambda model: model.__name__)
+def test_nobody_without_permission_sees_a_page(client, model, bob):
+    for user in (bob, make_staff(name="nobody")):
+        client.force_login(user)
+        assert client.get(url_of(model)).status_code in (302, 403)
