@@ -36,11 +36,14 @@ def towards_backend(headers: Headers) -> bytes:
     for name, value in headers:
         if name == b"connection" and value != b"keep-alive":
             named |= {option.strip().lower() for option in value.split(b",")}
-        elif name in _TO_BACKEND or (name.startswith(_TO_BACKEND_FAMILIES) and _FAMILY_NAME.match(name)):
-            if _VALUE.match(value):
-                lines.append((name, name + b": " + value + b"\r\n"))
+        elif (name in _TO_BACKEND or _in_a_family(name)) and _VALUE.match(value):
+            lines.append((name, name + b": " + value + b"\r\n"))
     # What is named in Connection was meant for us alone.
     return b"".join([line for name, line in lines if name not in named])
+
+
+def _in_a_family(name: bytes) -> bool:
+    return name.startswith(_TO_BACKEND_FAMILIES) and _FAMILY_NAME.match(name) is not None
 
 
 def content_type_for_client(value: bytes) -> bytes | None:

@@ -198,7 +198,7 @@ class Snapshot:
         own = self._limits.get(("key", row.id), ())
         replaced = {(rule.metric, rule.window, rule.seconds, rule.model) for rule in own}
         defaults = [
-            replace(rule, subject=f"key {row.prefix}")
+            replace(rule, subject=f"key {row.prefix}", counted_for=row.prefix)
             for rule in self._limits.get(("default", 0), ())
             if (rule.metric, rule.window, rule.seconds, rule.model) not in replaced
         ]
@@ -292,5 +292,7 @@ def _limits_by_subject(
 ) -> dict[tuple[str, int], list[Rule]]:
     groups: dict[tuple[str, int], list[Rule]] = {}
     for scope, tenant, user, key, rule in limits:
-        groups.setdefault((scope, tenant or user or key or 0), []).append(rule)
+        subject = tenant or user or key or 0
+        # By number: a budget must not begin anew because somebody was renamed.
+        groups.setdefault((scope, subject), []).append(replace(rule, counted_for=f"{scope} {subject}"))
     return groups

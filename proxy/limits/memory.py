@@ -15,11 +15,24 @@ TIDY_ABOVE = 10_000
 class Counter:
     """What one subject used and reserved under one rule."""
 
+    seconds: int = 0  # of a rolling window, else 0
     used: int = 0
     # part of the window → what was used in it (rolling), or its start (calendar)
     parts: dict[int, int] = field(default_factory=dict)
     window_start: float = 0.0
     window_end: float = 0.0
+
+    def forget(self, now: float) -> None:
+        """Drops the parts that lie wholly before the rolling window."""
+        oldest = (now - self.seconds) * PARTS / self.seconds - 1
+        while self.parts and (first := next(iter(self.parts))) <= oldest:
+            self.used -= self.parts.pop(first)
+
+    def is_idle(self, now: float) -> bool:
+        """Whether it could as well not be there."""
+        if self.seconds:
+            self.forget(now)
+        return not self.used or 0 < self.window_end < now
 
     def room_at(self, rule: Rule, needed: int, now: float) -> float:
         """Seconds until `needed` will fit, if nothing else is reserved meanwhile."""
@@ -47,7 +60,8 @@ class MemoryLimits:
     def __init__(self, zone: str, clock: Callable[[], float] = time.time) -> None:
         self.zone = zone
         self.clock = clock
-        self.counters: dict[tuple[int, str], Counter] = {}
+        self.counters: dict[tuple[int, str, str, int, str], Counter] = {}
+        self._tidy_above = TIDY_ABOVE
 
     def reserve(self, rules: Iterable[Rule], model: str, address: str, estimate: Amounts) -> Reservation:
         """Holds the estimate against all rules, or against none and raises the refusal of the first that is full."""
@@ -93,25 +107,20 @@ class MemoryLimits:
         return max(rule.amount - counter.used, 0), end
 
     def _counter(self, rule: Rule, address: str, now: float) -> Counter:
-        identity = (rule.id, address if rule.per_address else rule.subject)
+        who = address if rule.per_address else rule.counted_for
+        # What was counted in other units, or in windows of another kind, says nothing about a changed rule.
+        identity = (rule.id, rule.metric, rule.window, rule.seconds, who)
         counter = self.counters.get(identity)
         if counter is None:
-            if len(self.counters) > TIDY_ABOVE:
+            if len(self.counters) >= self._tidy_above:
                 self._tidy(now)
-            counter = self.counters[identity] = Counter()
+            counter = self.counters[identity] = Counter(rule.seconds if rule.window == "seconds" else 0)
         if rule.window == "seconds":
-            self._forget(rule, counter, now)
+            counter.forget(now)
         elif rule.window != "none" and not counter.window_start <= now < counter.window_end:
             counter.window_start, counter.window_end = calendar_window(rule.window, self.zone, int(now // 60))
             counter.used = 0
         return counter
-
-    @staticmethod
-    def _forget(rule: Rule, counter: Counter, now: float) -> None:
-        """Drops the parts that lie wholly before the rolling window."""
-        oldest = (now - rule.seconds) * PARTS / rule.seconds - 1
-        while counter.parts and (first := next(iter(counter.parts))) < oldest:
-            counter.used -= counter.parts.pop(first)
 
     @staticmethod
     def _part(rule: Rule, now: float) -> float:
@@ -129,9 +138,10 @@ class MemoryLimits:
         counter.used += amount
 
     def _tidy(self, now: float) -> None:
-        empty = [key for key, counter in self.counters.items() if not counter.used or 0 < counter.window_end < now]
-        for key in empty:
-            del self.counters[key]
+        for identity in [identity for identity, counter in self.counters.items() if counter.is_idle(now)]:
+            del self.counters[identity]
+        # With as many that are in use, not again for each newcomer.
+        self._tidy_above = max(TIDY_ABOVE, 2 * len(self.counters))
 
     def _refusal(self, rule: Rule, counter: Counter, needed: int, now: float) -> Refusal:
         left = max(rule.amount - counter.used, 0)

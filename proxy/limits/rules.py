@@ -21,7 +21,8 @@ class Rule:
     enforced: bool
     model: str  # canonical name, or "" for all
     per_address: bool
-    subject: str  # whose it is, for the text of a refusal: "this key", "the tenant acme", …
+    subject: str  # whose it is, for the text of a refusal: "key x1Y2z3A4", "the tenant acme", …
+    counted_for: str = ""  # who shares a counter: "tenant 3", or the prefix of a key under a default
 
     def describe(self) -> str:
         """`25 requests per 30 s for this key`."""
@@ -56,8 +57,8 @@ def calendar_window(window: str, zone: str, minute: int) -> tuple[float, float]:
     if window == "hour":
         # An hour of the epoch shifted by the zone's offset: half-hour zones begin theirs at :30 UTC.
         offset = int((local.utcoffset() or timedelta()).total_seconds())
-        start = float((minute * 60 + offset) // 3600 * 3600 - offset)
-        return start, start + 3600
+        hour = float((minute * 60 + offset) // 3600 * 3600 - offset)
+        return hour, hour + 3600
     start = local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
     if window == "day":
         end = start + timedelta(days=1)

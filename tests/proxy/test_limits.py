@@ -1,0 +1,377 @@
+"""Rows U6, U7, U9 as far as one process goes: reserve, settle, release; windows that roll, windows of the calendar."""
+
+import asyncio
+import random
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from proxy.errors import TooManyRequests
+from proxy.limits import Amounts, MemoryLimits, Rule, memory
+from proxy.limits.rules import PARTS, calendar_window
+
+
+class Clock:
+    def __init__(self, now=1_800_000_000.0):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
+def rule(metric="requests", window="seconds", amount=10, seconds=60, **fields):
+    return Rule(
+        **{
+            "id": 1,
+            "metric": metric,
+            "window": window,
+            "seconds": seconds if window == "seconds" else 0,
+            "amount": amount,
+            "enforced": True,
+            "model": "",
+            "per_address": False,
+            "subject": "key x",
+            **fields,
+        }
+    )
+
+
+CONCURRENT = {"metric": "concurrent", "window": "none"}
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def limits(clock):
+    return MemoryLimits("UTC", clock)
+
+
+def reserve(limits, *rules, tokens=0, cost=0, model="m:latest", address="10.0.0.1"):
+    return limits.reserve(rules, model, address, Amounts(tokens, cost))
+
+
+def used(limits):
+    return [counter.used for counter in limits.counters.values()]
+
+
+def refusal(limits, *rules, **call):
+    with pytest.raises(TooManyRequests) as caught:
+        reserve(limits, *rules, **call)
+    return caught.value
+
+
+# Exactly so many
+
+
+@pytest.mark.parametrize(
+    ("limit", "tokens"),
+    [
+        (rule(amount=10), 0),
+        (rule(window="day", amount=10), 0),
+        (rule(**CONCURRENT, amount=10), 0),
+        (rule("tokens", amount=1000), 100),
+        (rule("tokens", "month", amount=1099), 100),
+    ],
+)
+async def test_u6_of_200_at_once_exactly_10_get_in(limits, limit, tokens):
+    admitted = []
+
+    async def call():
+        try:
+            admitted.append(reserve(limits, limit, tokens=tokens))
+        except TooManyRequests:
+            return
+        await asyncio.sleep(0.01)
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(200):
+            tasks.create_task(call())
+    assert len(admitted) == 10
+
+
+def test_u6_all_limits_are_held_or_none(limits):
+    wide, narrow = rule(amount=100), rule(id=2, amount=1)
+    reserve(limits, wide, narrow)
+    for _ in range(5):
+        refusal(limits, wide, narrow)
+    assert used(limits) == [1, 1]
+
+
+# Settle and release
+
+
+def test_u6_what_was_estimated_is_replaced_by_what_was_used(limits):
+    limit = rule("tokens", amount=1000)
+    reservation = reserve(limits, limit, tokens=900)
+    refusal(limits, limit, tokens=200)
+    limits.settle(reservation, Amounts(50))
+    assert used(limits) == [50]
+    reserve(limits, limit, tokens=950)
+    refusal(limits, limit, tokens=1)
+
+
+def test_u6_more_than_was_estimated_counts_as_well(limits):
+    limit = rule("tokens", amount=100)
+    limits.settle(reserve(limits, limit, tokens=10), Amounts(500))
+    assert used(limits) == [500]
+    refusal(limits, limit, tokens=1)
+
+
+@pytest.mark.parametrize("end", ["settle", "release"])
+def test_u6_a_second_end_of_a_call_changes_nothing(limits, end):
+    reservation = reserve(limits, rule("tokens", amount=100), rule(id=2, **CONCURRENT), tokens=30)
+    if end == "settle":
+        limits.settle(reservation, Amounts(30))
+    else:
+        limits.release(reservation)
+    before = used(limits)
+    limits.settle(reservation, Amounts(99))
+    limits.release(reservation)
+    assert used(limits) == before == ([30, 0] if end == "settle" else [0, 0])
+
+
+def test_u6_a_settled_call_stays_a_request_but_no_concurrent_one(limits):
+    limits.settle(reserve(limits, rule(), rule(id=2, **CONCURRENT)), Amounts())
+    assert used(limits) == [1, 0]
+
+
+def test_u6_cost_is_counted_in_its_own_unit(limits):
+    limit = rule("cost", "month", amount=1_000_000_000)
+    limits.settle(reserve(limits, limit, tokens=5, cost=700_000_000), Amounts(5, 300_000_000))
+    reserve(limits, limit, cost=700_000_000)
+    assert refusal(limits, limit, cost=1).code == "budget_cost"
+
+
+def test_u6_a_limit_of_one_model_is_for_that_model(limits):
+    limit = rule(model="big:latest", amount=1)
+    for _ in range(3):
+        reserve(limits, limit, model="m:latest")
+    reserve(limits, limit, model="big:latest")
+    refusal(limits, limit, model="big:latest")
+
+
+def test_u6_a_shadow_counts_and_never_refuses(limits):
+    for _ in range(20):
+        reserve(limits, rule(enforced=False))
+    assert used(limits) == [20]
+
+
+def test_u6_each_address_has_a_counter_of_its_own(limits):
+    limit = rule(per_address=True, amount=1)
+    reserve(limits, limit, address="10.0.0.1")
+    reserve(limits, limit, address="10.0.0.2")
+    refusal(limits, limit, address="10.0.0.1")
+
+
+def test_u6_each_key_under_a_default_has_a_counter_of_its_own(limits):
+    reserve(limits, rule(amount=1, counted_for="aaaaaaaa"))
+    reserve(limits, rule(amount=1, counted_for="bbbbbbbb"))
+    refusal(limits, rule(amount=1, counted_for="aaaaaaaa"))
+
+
+def test_u7_a_new_name_of_its_owner_does_not_refill_a_budget(limits):
+    reserve(limits, rule("tokens", "month", amount=100, subject="the tenant acme"), tokens=100)
+    refusal(limits, rule("tokens", "month", amount=100, subject="the tenant Acme Ltd"), tokens=1)
+
+
+@pytest.mark.parametrize(
+    "changed", [rule("requests", "day", amount=100), rule("tokens", "hour", amount=100), rule("tokens", amount=100)]
+)
+def test_u7_a_limit_of_another_kind_does_not_inherit_what_it_cannot_read(limits, clock, changed):
+    """A calendar count that became part of a rolling window would never leave it."""
+    reserve(limits, rule("tokens", "day", amount=100), tokens=100)
+    reserve(limits, changed, tokens=60)
+
+
+# Windows that roll
+
+
+def test_u6_a_rolling_window_gives_back_what_has_left_it_and_not_before(limits, clock):
+    limit = rule(amount=2, seconds=60)
+    reserve(limits, limit)
+    clock.now += 30
+    reserve(limits, limit)
+    clock.now += 29.9
+    refusal(limits, limit)
+    clock.now += 1 + 60 / PARTS
+    reserve(limits, limit)
+    refusal(limits, limit)
+
+
+@pytest.mark.parametrize("window", ["seconds", "minute", "hour", "day", "month"])
+@pytest.mark.parametrize("offset", [0, 0.25, 17])
+def test_u6_after_retry_after_it_fits(limits, clock, window, offset):
+    clock.now += offset
+    limit = rule("tokens", window, amount=100, seconds=45)
+    reserve(limits, limit, tokens=60)
+    clock.now += 3.5
+    reserve(limits, limit, tokens=40)
+    refused = refusal(limits, limit, tokens=50)
+    clock.now += -(-refused.retry_after // 1)
+    reserve(limits, limit, tokens=50)
+
+
+def test_u6_what_can_never_fit_says_so(limits):
+    limit = rule("tokens", amount=10)
+    assert refusal(limits, limit, tokens=11).headers[b"x-should-retry"] == b"false"
+    reserve(limits, limit, tokens=10)
+    assert b"x-should-retry" not in refusal(limits, limit, tokens=10).headers
+
+
+def test_u6_a_refusal_says_which_limit_what_is_left_and_when(limits):
+    limit = rule("tokens", amount=100, seconds=30, subject="the tenant acme")
+    reserve(limits, limit, tokens=70)
+    refused = refusal(limits, limit, tokens=31)
+    assert (refused.status, refused.code) == (429, "limit_tokens")
+    for part in ("100 tokens per 30 s for the tenant acme", "30 left", "needs 31", "Try again in"):
+        assert part in refused.message
+    assert 1 <= refused.retry_after <= 31
+
+
+@pytest.mark.parametrize("window", ["seconds", "minute"])
+def test_u6_a_call_that_outlives_its_window_settles_into_nothing(limits, clock, window):
+    limit = rule("tokens", window, amount=100, seconds=10)
+    reservation = reserve(limits, limit, tokens=80)
+    clock.now += 120
+    reserve(limits, limit, tokens=100)
+    limits.settle(reservation, Amounts(5))
+    assert used(limits) == [100]
+
+
+@pytest.mark.parametrize("window", ["seconds", "minute", "none"])
+def test_u6_nothing_leaks_whatever_happens(window):
+    """Random calls beside a slow and obvious account of them."""
+    rng = random.Random(f"leaks {window}")
+    clock = Clock()
+    limits = MemoryLimits("UTC", clock)
+    metric = "concurrent" if window == "none" else "tokens"
+    limit = rule(metric, window, amount=1000, seconds=30)
+    running, ended = [], []  # (time of admission, amount, reservation), (time of admission, amount)
+
+    def counts(when):
+        if window == "none":
+            return True
+        if window == "minute":
+            return when // 60 == clock.now // 60
+        part = 30 / PARTS
+        return (when // part + 1) * part > clock.now - 30
+
+    for _ in range(4000):
+        clock.now += rng.choice((0, 0, 0.1, 1, 5, 40))
+        if running and rng.random() < 0.5:
+            when, _, reservation = running.pop(rng.randrange(len(running)))
+            if rng.random() < 0.3:
+                limits.release(reservation)
+            else:
+                actual = rng.randint(0, 150)
+                limits.settle(reservation, Amounts(actual))
+                if window != "none":
+                    ended.append((when, actual))
+        else:
+            tokens = rng.randint(1, 100)
+            amount = 1 if window == "none" else tokens
+            account = sum(held for when, held, _ in running if counts(when))
+            account += sum(held for when, held in ended if counts(when))
+            try:
+                running.append((clock.now, amount, reserve(limits, limit, tokens=tokens)))
+                assert account + amount <= 1000
+            except TooManyRequests:
+                assert account + amount > 1000
+    for _, _, reservation in running:
+        limits.release(reservation)
+    clock.now += 3600
+    reserve(limits, rule(metric, window, amount=1000, seconds=30), tokens=1000)
+
+
+def test_u6_counters_of_those_who_left_are_dropped(limits, clock, monkeypatch):
+    monkeypatch.setattr(memory, "TIDY_ABOVE", 100)
+    limits = MemoryLimits("UTC", clock)
+    rules = [rule(per_address=True), rule("tokens", "minute", per_address=True, id=2)]
+    rules.append(rule(**CONCURRENT, per_address=True, id=3))
+    kept = reserve(limits, *rules, tokens=1, address="10.9.9.9")
+    for number in range(2000):
+        limits.settle(reserve(limits, *rules, tokens=1, address=f"10.0.0.{number}"), Amounts(1))
+        clock.now += 1
+    assert len(limits.counters) < 500
+    limits.settle(kept, Amounts(1))
+    assert all(count >= 0 for count in used(limits))
+
+
+# Windows of the calendar
+
+ZONES = [
+    *("UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Asia/Kathmandu", "Australia/Lord_Howe"),
+    *("Africa/Cairo", "America/Havana", "Asia/Beirut", "Pacific/Apia", "Atlantic/Azores", "America/Santiago"),
+]
+
+
+@pytest.mark.parametrize(
+    ("zone", "day", "hours"),
+    [
+        ("Europe/Berlin", "2026-03-29", 23),
+        ("Europe/Berlin", "2026-10-25", 25),
+        ("America/New_York", "2026-03-08", 23),
+        ("America/New_York", "2026-11-01", 25),
+        ("Australia/Lord_Howe", "2026-04-05", 24.5),
+        ("Africa/Cairo", "2024-04-26", 23),  # has no midnight
+        ("America/Havana", "2025-11-02", 25),  # has two
+        ("UTC", "2028-02-29", 24),
+    ],
+)
+def test_u9_days_have_as_many_hours_as_their_zone_says(zone, day, hours):
+    noon = datetime.fromisoformat(f"{day}T12:00").replace(tzinfo=ZoneInfo(zone))
+    start, end = calendar_window("day", zone, int(noon.timestamp() // 60))
+    assert (end - start) / 3600 == hours
+
+
+@pytest.mark.parametrize("zone", ZONES)
+def test_u9_a_window_holds_the_moments_of_its_own_local_day_or_month(zone):
+    """Every quarter of an hour around the days on which clocks change."""
+    here = ZoneInfo(zone)
+    moment = datetime(2024, 1, 1, tzinfo=UTC)
+    offsets = [moment]
+    while moment.year < 2026:
+        later = moment + timedelta(days=1)
+        if moment.astimezone(here).utcoffset() != later.astimezone(here).utcoffset() or later.day == 1:
+            offsets.append(moment)
+        moment = later
+    for base in offsets:
+        for quarter in range(-96, 2 * 96):
+            epoch = (base + timedelta(minutes=15 * quarter)).timestamp()
+            local = datetime.fromtimestamp(epoch, here)
+            for window, shape in (("minute", "%F %R"), ("hour", "%F %H"), ("day", "%F"), ("month", "%Y-%m")):
+                start, end = calendar_window(window, zone, int(epoch // 60))
+                assert start <= epoch < end, (window, local)
+                if window in ("day", "month"):
+                    first = datetime.fromtimestamp(start, here)
+                    last = datetime.fromtimestamp(end - 1, here)
+                    before = datetime.fromtimestamp(start - 1, here)
+                    assert first.strftime(shape) == last.strftime(shape) == local.strftime(shape), local
+                    assert before.strftime(shape) != local.strftime(shape), local
+
+
+def test_u9_a_call_belongs_to_the_day_on_which_it_was_admitted(clock):
+    limits = MemoryLimits("Europe/Berlin", clock)
+    clock.now = datetime(2026, 3, 28, 22, 59, 50, tzinfo=UTC).timestamp()  # 23:59:50 before the short day
+    limit = rule("tokens", "day", amount=100)
+    reservation = reserve(limits, limit, tokens=90)
+    refusal(limits, limit, tokens=20)
+    clock.now += 20
+    reserve(limits, limit, tokens=100)
+    limits.settle(reservation, Amounts(1))
+    assert used(limits) == [100]
+    clock.now = datetime(2026, 3, 29, 21, 59, 59, tzinfo=UTC).timestamp()  # 23:59:59 of 23 hours
+    refusal(limits, limit, tokens=1)
+    clock.now += 1
+    reserve(limits, limit, tokens=100)
+
+
+def test_u9_what_is_left_and_until_when(limits, clock):
+    limit = rule("tokens", "hour", amount=100)
+    reserve(limits, limit, tokens=30)
+    left, seconds = limits.left(limit, "10.0.0.1")
+    assert (left, seconds) == (70, 3600 - clock.now % 3600)
