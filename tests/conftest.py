@@ -30,6 +30,8 @@ settings.GATEWAY = dataclasses.replace(settings.GATEWAY, spool_dir=DATA_DIR / "s
 if "sqlite" in settings.DATABASES["default"]["ENGINE"]:
     # Where a test that pytest-django does not know to use the database would look.
     settings.DATABASES["default"]["NAME"] = str(DATA_DIR / "gateway.sqlite3")
+    # Said, because pytest-django takes django_prometheus' engine for one that needs a file per worker of xdist.
+    settings.DATABASES["default"].setdefault("TEST", {})["NAME"] = ":memory:"
 
 
 def pytest_unconfigure():
