@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from proxy.fake_ollama import FakeOllama
 from tests.live.gateway import Gateway, copied_sqlite, migrated_sqlite
@@ -28,23 +30,45 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory, django_db_blocker:
     return path
 
 
-@pytest.fixture
-def make_gateway(tmp_path: Path, sqlite_template: Path, django_db_blocker: Any) -> Iterator[Callable[..., Gateway]]:
-    """Makes gateways that are not started yet: give them keys and backends first, or start them at once."""
+@contextmanager
+def gateways(base: Path, template: Path, blocker: Any) -> Iterator[Callable[..., Gateway]]:
     made: list[Gateway] = []
 
     def make(*, database_url: str = "", workers: int = 1, **env: str) -> Gateway:
-        directory = tmp_path / f"gateway-{len(made)}-{os.getpid()}-{abs(hash(tmp_path)) % 10**8}"
+        directory = base / f"gateway-{len(made)}-{os.getpid()}-{abs(hash(base)) % 10**8}"
         directory.mkdir()
-        url = database_url or copied_sqlite(sqlite_template, directory / "gateway.sqlite3")
+        url = database_url or copied_sqlite(template, directory / "gateway.sqlite3")
         gateway = Gateway(directory, url, workers=workers, **env)
         made.append(gateway)
         return gateway
 
-    with django_db_blocker.unblock():
+    with blocker.unblock():
         yield make
         for gateway in made:
             gateway.close()
+
+
+@pytest.fixture
+def make_gateway(tmp_path: Path, sqlite_template: Path, django_db_blocker: Any) -> Iterator[Callable[..., Gateway]]:
+    """Makes gateways that are not started yet: give them keys and backends first, or start them at once."""
+    with gateways(tmp_path, sqlite_template, django_db_blocker) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def make_shared_gateway(
+    tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, django_db_blocker: Any
+) -> Iterator[Callable[..., Gateway]]:
+    """The same for gateways that all tests of a module use."""
+    with gateways(tmp_path_factory.mktemp("shared"), sqlite_template, django_db_blocker) as make:
+        yield make
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_fake() -> AsyncIterator[FakeOllama]:
+    """One fake for a module whose tests share a loop: `pytestmark = pytest.mark.asyncio(loop_scope="module")`."""
+    async with FakeOllama(models=["llama3.2", "qwen3:8b", "nomic-embed-text"], slots=8) as server:
+        yield server
 
 
 @pytest.fixture
