@@ -6,7 +6,10 @@ nobody waits any more. Deadlines are the caller's (Call.deadline); only connecti
 """
 
 import asyncio
+import socket
 import ssl
+import struct
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -20,6 +23,10 @@ from proxy.errors import BrokenAnswer, StaleConnection, Unreachable
 HIGH_WATER = 128 << 10
 LOW_WATER = 32 << 10
 MAX_HEAD = 64 << 10
+# Bytes of framing (chunk sizes and extensions, trailers) between two bytes of the body.
+MAX_OVERHEAD = 64 << 10
+# What a piece of the body costs besides its bytes; a backend that sends them one by one must not fill our memory.
+PIECE_COST = 64
 MAX_INTERIM_ANSWERS = 8
 MAX_IDLE_CONNECTIONS = 64
 # Dropped before a proxy in front of the backend would; Ollama itself never does.
@@ -54,9 +61,11 @@ class Connection(asyncio.Protocol):
         "_interim",
         "_keep",
         "_loop",
+        "_overhead",
         "_parser",
         "_paused",
         "_read_bytes",
+        "_unheard",
         "_until_eof",
         "_waiter",
         "idle_since",
@@ -80,12 +89,14 @@ class Connection(asyncio.Protocol):
         self._buffered = 0
         self._read_bytes = 0
         self._head_bytes = 0
+        self._overhead = 0
         self._interim = 0
         self._head_done = False
         self._ended = False
         self._keep = False
         self._until_eof = False
         self._paused = False
+        self._unheard = False
         self._error: str | None = None
 
     # The transport's callbacks.
@@ -99,16 +110,15 @@ class Connection(asyncio.Protocol):
             self._fail("bytes after the end of the answer")
             return
         self._read_bytes += len(data)
-        if not self._head_done:
-            self._head_bytes += len(data)
+        self._overhead += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._fail("switched protocols")
         except (httptools.HttpParserError, BrokenAnswer) as exc:
             self._fail(f"not valid HTTP: {exc}")
-        if not self._head_done and self._head_bytes > MAX_HEAD:
-            self._fail(f"a head of more than {MAX_HEAD} bytes")
+        if self._overhead > MAX_OVERHEAD and not self._ended:
+            self._fail(f"more than {MAX_OVERHEAD} bytes of head or framing")
         if self._buffered > HIGH_WATER and not self._paused and not self._ended and self.transport is not None:
             self._paused = True
             self.transport.pause_reading()
@@ -123,7 +133,26 @@ class Connection(asyncio.Protocol):
             self._ended = True
         elif not self._ended and self._error is None:
             self._error = f"closed the connection ({exc or 'EOF'})"
+            self._unheard = not self._read_bytes and self._request_was_not_received(exc)
         self._wake()
+
+    def _request_was_not_received(self, exc: Exception | None) -> bool:
+        """Whether the backend had closed before it received all of the request: then it did not start on it (B2, B13).
+
+        A FIN acknowledges what was received before it, so for a connection that was closed in order the kernel knows.
+        A reset alone (ECONNRESET) proves nothing; EPIPE is a write after a FIN.
+        """
+        if exc is not None:
+            return isinstance(exc, BrokenPipeError)
+        sock = self.transport.get_extra_info("socket") if self.transport is not None else None
+        if sock is None or sys.platform != "linux":
+            return False
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+        if len(info) < 216:  # kernels before 4.19
+            return False
+        acknowledged, sent, again = (struct.unpack_from("Q", info, offset)[0] for offset in (120, 200, 208))
+        # The SYN was acknowledged, too.
+        return bool(sent - again > acknowledged - 1)
 
     # The parser's callbacks.
 
@@ -132,6 +161,11 @@ class Connection(asyncio.Protocol):
             raise BrokenAnswer("a second answer")
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head_done:
+            return  # a trailer
+        self._head_bytes += len(name) + len(value) + 4
+        if self._head_bytes > MAX_HEAD:
+            raise BrokenAnswer(f"a head of more than {MAX_HEAD} bytes")
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -147,17 +181,21 @@ class Connection(asyncio.Protocol):
         if not 200 <= status < 600:
             raise BrokenAnswer(f"status {status}")
         self._keep = self._parser.should_keep_alive()
-        names = [name for name, _ in self._headers]
-        if b"transfer-encoding" in names and b"content-length" in names:
+        encodings = [value.lower() for name, value in self._headers if name == b"transfer-encoding"]
+        has_length = any(name == b"content-length" for name, _ in self._headers)
+        if encodings and has_length:
             raise BrokenAnswer("both Content-Length and Transfer-Encoding")
-        if b"transfer-encoding" not in names and b"content-length" not in names and status not in _BODILESS:
+        if encodings not in ([], [b"chunked"]):
+            raise BrokenAnswer("a Transfer-Encoding other than chunked")
+        if not encodings and not has_length and status not in _BODILESS:
             self._until_eof = True
             self._keep = False
         self._head_done = True
 
     def on_body(self, body: bytes) -> None:
         self._chunks.append(body)
-        self._buffered += len(body)
+        self._buffered += len(body) + PIECE_COST
+        self._overhead = 0
 
     def on_message_complete(self) -> None:
         if self._head_done:
@@ -206,7 +244,7 @@ class Connection(asyncio.Protocol):
         self.transport.writelines(request)
         while not self._head_done:
             if self._error is not None:
-                if self.requests > 1 and not self._read_bytes:
+                if self.requests > 1 and self._unheard:
                     raise StaleConnection(self._error)
                 raise BrokenAnswer(self._error)
             await self._changed()
@@ -276,7 +314,7 @@ class Pool:
     async def exchange(self, request: Sequence[bytes]) -> Answer:
         """Sends a request; returns with the head of the answer.
 
-        A pooled connection that turns out dead before a byte came back is replaced by a fresh one, once (B13).
+        A pooled connection that the backend had closed before the request reached it is replaced, once (B13).
         Raises Unreachable (nothing was sent), BrokenAnswer.
         """
         connection = self._pooled()
@@ -310,8 +348,8 @@ class Pool:
         if not endpoint.addresses:
             raise Unreachable("its name has no address that a backend may have")
         failure: Exception | None = None
-        for attempt in range(min(len(endpoint.addresses), 2)):
-            address = endpoint.addresses[(self._next_address + attempt) % len(endpoint.addresses)]
+        for _ in range(min(len(endpoint.addresses), 2)):
+            address = endpoint.addresses[self._next_address % len(endpoint.addresses)]
             try:
                 async with asyncio.timeout(endpoint.connect_seconds):
                     _, connection = await loop.create_connection(
