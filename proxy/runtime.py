@@ -22,7 +22,7 @@ from proxy.snapshot import Snapshot, Tables
 logger = logging.getLogger(__name__)
 
 # How long the first call waits for the first reading of the rules.
-START_PATIENCE = 10.0
+START_PATIENCE = 5.0
 
 
 class Runtime:
