@@ -8,6 +8,8 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -84,12 +86,15 @@ class Cluster:
         self.process = None
 
     def pause(self) -> None:
+        # The parent first: what is stopped makes no more children.
         for process in self._processes():
-            process.suspend()
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
 
     def resume(self) -> None:
         for process in self._processes():
-            process.resume()
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
     def remove(self) -> None:
         self.stop()
@@ -107,12 +112,12 @@ class Cluster:
         with psycopg.connect(self.url, autocommit=True, connect_timeout=5) as connection:
             connection.execute(statement)
 
-    def _processes(self) -> list[psutil.Process]:
-        """The parent first: what is stopped has no more children."""
-        if self.process is None or self.process.poll() is not None:
-            return []
-        parent = psutil.Process(self.process.pid)
-        return [parent, *parent.children(recursive=True)]
+    def _processes(self) -> Iterator[psutil.Process]:
+        """The parent, and then whichever children it has by then; some may end in the meantime."""
+        if self.process is not None and self.process.poll() is None:
+            parent = psutil.Process(self.process.pid)
+            yield parent
+            yield from parent.children(recursive=True)
 
 
 def free_port() -> int:
