@@ -21,14 +21,16 @@ MAX_ERROR_TEXT = 4096
 # Lines beyond the cap before a stream is cut: with `format`, a thinking model generates twice (ollama-api §2.4).
 CEILING_FACTOR, CEILING_EXTRA = 2, 256
 
+# Repetitions are bounded: a hostile text must not take quadratic time.
 _PRIVATE = re.compile(
     r"""
-      \b[a-z][a-z0-9+.-]*://\S+                              # URLs
-    | \b[\w.+-]+@[\w-]+(?:\.[\w-]+)*                        # accounts
+      \b[a-z][a-z0-9+.-]{0,15}://\S+                          # URLs
+    | \b[\w.+-]{1,64}@[\w.-]{1,255}                           # accounts
     | \b[a-z]:\\\S+ | (?<![\w./])~?(?:/[\w.@+~-]+)+/?        # paths
     | \b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b                  # IPv4
-    | \[[0-9a-f:.%\w]*:[0-9a-f:.%\w]*\](?::\d+)? | (?<![\w:])(?:[0-9a-f]{0,4}:){3,7}[0-9a-f]{1,4}\b   # IPv6
-    | \b(?:localhost|(?:[\w-]+\.)+[a-z]{2,}):\d+\b | (?<=lookup\ )\S+                      # hosts
+    | \[[0-9a-f:.]{2,45}(?:%\w{1,15})?\](?::\d+)?            # IPv6
+    | (?<![\w:])(?:[0-9a-f]{0,4}:){3,7}[0-9a-f]{1,4}\b
+    | \b(?:localhost|(?:[\w-]{1,63}\.){1,8}[a-z]{2,63}):\d+\b | (?<=lookup\ )\S+   # hosts
     """,
     re.IGNORECASE | re.VERBOSE,
 )

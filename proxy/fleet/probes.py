@@ -205,21 +205,23 @@ class Watch:
     async def _run(self) -> None:
         async with self._client:
             while True:
-                await self._one_round()
+                # Whoever asks for a round wants to know what is installed: a listing, or a model nobody has yet.
+                wanted = self._wanted.is_set()
+                self._wanted.clear()
+                await self._one_round(tags=wanted)
                 self.finished_at = time.monotonic()
                 finished, self._round = self._round, asyncio.get_running_loop().create_future()
                 finished.set_result(None)
                 self._after_round()
-                self._wanted.clear()
                 try:
                     async with asyncio.timeout(self.seconds):
                         await self._wanted.wait()
                 except TimeoutError:
                     pass
 
-    async def _one_round(self) -> None:
+    async def _one_round(self, *, tags: bool) -> None:
         state, now = self.state, time.monotonic()
-        tags = now - self._tags_at >= TAGS_SECONDS or state.failed_probes > 0
+        tags = tags or now - self._tags_at >= TAGS_SECONDS or state.failed_probes > 0
         try:
             addresses = await resolve(state.backend.url)
             state.pool.endpoint = replace(state.pool.endpoint, addresses=addresses)
