@@ -40,46 +40,49 @@ class Ids:
 class Call:
     """Times are seconds of the monotonic clock unless named epoch. Filled by the steps of GatewayConsumer in turn."""
 
-    # What most calls never set costs nothing as an attribute of the class.
-    route: Route | None = None
-    key: Key | None = None
-    model: Model | None = None
-    asked = ""
-    model_digest = ""
-    stream = False
-    client_request_id = ""
-    user_agent = ""
-    end_user = ""
-
-    reservation: Reservation | None = None
-    price: PriceRow | None = None
-    output_cap = 0
-    adjusted: Sequence[str] = ()
-    context = 0  # the num_ctx it asks for
-    answered_as_unloaded = False
-
-    backend: "BackendState | None" = None
-    attempts = 0
-    dispatched_at = 0.0
-    first_byte_at = 0.0
-    queue_seconds = 0.0
-    meter: Meter | None = None
-
-    bytes_in = 0
-    bytes_out = 0
-    status = 0
-    outcome = ""
-    error = ""
-    headers_sent = False
-    segment: Any = None  # the spool segment that holds its open entry
-
-    task: asyncio.Task[Any] | None = None
-    running = True
-    interruption: Interruption | None = None
-    # Judged by one sweeper a second for all calls; 0 = none.
-    deadline = 0.0
-    deadline_reason = Interruption.TOTAL
-    total_deadline = 0.0
+    __slots__ = (
+        "address",
+        "adjusted",
+        "answered_as_unloaded",
+        "asked",
+        "attempts",
+        "backend",
+        "bytes_in",
+        "bytes_out",
+        "client_request_id",
+        "context",
+        "deadline",
+        "deadline_reason",
+        "dialect",
+        "dispatched_at",
+        "end_user",
+        "error",
+        "first_byte_at",
+        "headers_sent",
+        "id",
+        "interruption",
+        "key",
+        "meter",
+        "method",
+        "model",
+        "model_digest",
+        "outcome",
+        "output_cap",
+        "path",
+        "price",
+        "queue_seconds",
+        "reservation",
+        "route",
+        "running",
+        "segment",
+        "started_at",
+        "started_epoch",
+        "status",
+        "stream",
+        "task",
+        "total_deadline",
+        "user_agent",
+    )
 
     def __init__(self, call_id: str, method: str, path: bytes, address: Address | None, epoch: float) -> None:
         self.id = call_id
@@ -89,6 +92,45 @@ class Call:
         self.started_epoch = epoch
         self.started_at = time.monotonic()
         self.dialect: Dialect = dialects.of_path(path)
+        self.route: Route | None = None
+        self.key: Key | None = None
+        self.model: Model | None = None
+        self.asked = ""
+        self.model_digest = ""
+        self.stream = False
+        self.client_request_id = ""
+        self.user_agent = ""
+        self.end_user = ""
+
+        self.reservation: Reservation | None = None
+        self.price: PriceRow | None = None
+        self.output_cap = 0
+        self.adjusted: Sequence[str] = ()
+        self.context = 0  # the num_ctx it asks for
+        self.answered_as_unloaded = False
+
+        self.backend: "BackendState | None" = None
+        self.attempts = 0
+        self.dispatched_at = 0.0
+        self.first_byte_at = 0.0
+        self.queue_seconds = 0.0
+        self.meter: Meter | None = None
+
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.status = 0
+        self.outcome = ""
+        self.error = ""
+        self.headers_sent = False
+        self.segment: Any = None  # the spool segment that holds its open entry
+
+        self.task: asyncio.Task[Any] | None = None
+        self.running = True
+        self.interruption: Interruption | None = None
+        # Judged by one sweeper a second for all calls; 0 = none.
+        self.deadline = 0.0
+        self.deadline_reason = Interruption.TOTAL
+        self.total_deadline = 0.0
 
     def interrupt(self, reason: Interruption) -> None:
         """Ends the call from outside its task. The first reason counts; after the end it does nothing."""

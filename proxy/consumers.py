@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 JSON = b"application/json; charset=utf-8"
 TEXT = b"text/plain; charset=utf-8"
-# How old a listing may be, seconds: the probes come round every two.
-LISTING_AGE = 1.0
 
 
 class GatewayConsumer(AsyncConsumer):
@@ -78,7 +76,8 @@ class GatewayConsumer(AsyncConsumer):
         self.check_passable(client)
         key = self.authenticate(call, client)
         if kind in (Kind.VERSION, Kind.TAGS, Kind.PS):
-            await runtime.fleet.refresh(LISTING_AGE)
+            if kind is not Kind.VERSION:
+                await runtime.fleet.refresh(tags=kind is Kind.TAGS)
             await self.say(call, client, listings.answer(kind, runtime.fleet, key), JSON)
             return
         request = await read_request(call, client, runtime.rules(), runtime.configuration)

@@ -58,16 +58,18 @@ class Fleet:
         for state in self.states.values():
             state.pool.drop_old()
 
-    async def refresh(self, max_age: float) -> None:
-        """Waits until what is known is at most `max_age` seconds old, but not for backends that fail to answer."""
-        moment = time.monotonic() - max_age
+    async def refresh(self, *, tags: bool) -> None:
+        """Asks the backends what is warm and, with `tags`, what is installed; waits, but not for those that fail."""
+        moment = time.monotonic()
         stale = [
             watch
             for watch in self._watches.values()
-            if watch.finished_at < moment and watch.state.backend.enabled and not watch.state.failed_probes
+            if watch.knows_since(tags=tags) < moment
+            and watch.state.backend.enabled
+            and not (watch.state.probed and watch.state.failed_probes)
         ]
         if stale:
-            tasks = [asyncio.ensure_future(watch.newer_than(moment)) for watch in stale]
+            tasks = [asyncio.ensure_future(watch.newer_than(moment, tags=tags)) for watch in stale]
             _, late = await asyncio.wait(tasks, timeout=PROBE_PATIENCE)
             for task in late:
                 task.cancel()
@@ -174,8 +176,10 @@ class Fleet:
 
     async def _check_served(self, call: Call, tried: Collection[str]) -> None:
         """Raises the refusal that says why no backend will ever serve this call as things are."""
-        if any(not state.probed for state in self.states.values()):
-            await self.refresh(PROBE_PATIENCE)
+        if self.has_another(call, tried):
+            return
+        # The gateway may have just started, or the model may have just been pulled.
+        await self.refresh(tags=True)
         if not self.has_another(call, tried):
             raise self._why_unserved(call, tried)
 

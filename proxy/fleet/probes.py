@@ -28,6 +28,8 @@ QUESTION_SECONDS = 5.0
 MAX_ANSWER = 8 << 20
 # Between two readings of /api/tags; /api/version and /api/ps are read in each round.
 TAGS_SECONDS = 30.0
+# Between two rounds, however often somebody wants to know: a round costs milliseconds of the loop.
+SHORTEST_PAUSE = 0.1
 # What is shown of a backend's own words (B15).
 _VERSION = re.compile(r"[0-9A-Za-z.+-]{1,40}\Z")
 
@@ -185,7 +187,7 @@ class Watch:
     ) -> None:
         self.state = state
         self.seconds = seconds
-        self.finished_at = 0.0
+        self._asked_at = 0.0
         self._after_round = after_round
         self._client = make_client(tls or False)
         self._wanted = asyncio.Event()
@@ -196,11 +198,17 @@ class Watch:
     def stop(self) -> None:
         self._task.cancel()
 
-    async def newer_than(self, moment: float) -> None:
-        """Returns when a round has finished after a moment (monotonic); asks for one if need be."""
-        while self.finished_at < moment:
+    def knows_since(self, *, tags: bool) -> float:
+        """When (monotonic) it was last asked what is warm or, with `tags`, what is installed."""
+        return self._tags_at if tags else self._asked_at
+
+    async def newer_than(self, moment: float, *, tags: bool) -> None:
+        """Returns when it was asked after a moment (monotonic), or failed to answer; asks if need be."""
+        while self.knows_since(tags=tags) < moment:
             self._wanted.set()
             await asyncio.shield(self._round)
+            if self.state.failed_probes:
+                return
 
     async def _run(self) -> None:
         async with self._client:
@@ -208,11 +216,13 @@ class Watch:
                 # Whoever asks for a round wants to know what is installed: a listing, or a model nobody has yet.
                 wanted = self._wanted.is_set()
                 self._wanted.clear()
+                began = time.monotonic()
                 await self._one_round(tags=wanted)
-                self.finished_at = time.monotonic()
+                self._asked_at = began
                 finished, self._round = self._round, asyncio.get_running_loop().create_future()
                 finished.set_result(None)
                 self._after_round()
+                await asyncio.sleep(SHORTEST_PAUSE)
                 try:
                     async with asyncio.timeout(self.seconds):
                         await self._wanted.wait()

@@ -33,6 +33,7 @@ LAST_USED_SECONDS = 60
 _MALFORMED = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError)
 
 _NAMES = ", ".join(COLUMNS)
+_ROWS_PER_STATEMENT = 100
 _MARKS = ", ".join(["%s"] * len(COLUMNS))
 _SUMS = (
     "requests", "failures", "estimated", "unpriced",
@@ -173,13 +174,22 @@ def _insert_sqlite(cursor: Any, rows: Sequence[Row]) -> list[Row]:
         if row[0] not in known:
             known.add(row[0])
             fresh.append(row)
-    marks = ", ".join(["?"] * len(COLUMNS))
-    values = [
-        [*row[:_STARTED], _sqlite_time(row[_STARTED]), _sqlite_time(row[_FINISHED]), *row[_FINISHED + 1 :]]
-        for row in fresh
-    ]
-    cursor.executemany(f"INSERT INTO usage_usagerecord ({_NAMES}) VALUES ({marks})", values)  # noqa: S608
+    # Many rows to a statement: after each one the thread has to win the GIL back from a busy event loop.
+    for first in range(0, len(fresh), _ROWS_PER_STATEMENT):
+        values: list[Any] = []
+        part = fresh[first : first + _ROWS_PER_STATEMENT]
+        for row in part:
+            values += row[:_STARTED]
+            values += _sqlite_time(row[_STARTED]), _sqlite_time(row[_FINISHED])
+            values += row[_FINISHED + 1 :]
+        cursor.execute(_sqlite_insert(len(part)), values)
     return fresh
+
+
+@lru_cache(maxsize=_ROWS_PER_STATEMENT)
+def _sqlite_insert(rows: int) -> str:
+    marks = ", ".join(["?"] * len(COLUMNS))
+    return f"INSERT INTO usage_usagerecord ({_NAMES}) VALUES {', '.join([f'({marks})'] * rows)}"  # noqa: S608
 
 
 def _sqlite_time(epoch: float) -> str:

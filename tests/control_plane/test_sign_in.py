@@ -1,19 +1,13 @@
 """How often a sign-in may be tried (threat A11)."""
 
 import pytest
-from django.contrib import admin
 from django.core.cache.backends.locmem import LocMemCache
-from django.urls import include, path, reverse
+from django.urls import reverse
 
-from gateway_site import urls as site_urls
-from tenants.sign_in import ATTEMPTS, client_address, limited_login, network_of
+from tenants.sign_in import ATTEMPTS, client_address, network_of
 from tests.factories import PASSWORD, make_admin
 
 pytestmark = pytest.mark.django_db
-
-# As gateway_site/urls.py has it, or is to have it.
-urlpatterns = [path("admin/login/", limited_login(admin.site.login)), path("", include(site_urls.urlpatterns))]
-
 
 class DeadCache(LocMemCache):
     def __init__(self, *args):
@@ -53,11 +47,6 @@ def cache(request, settings):
             "ratelimit": {"BACKEND": f"{__name__}.{backends[request.param]}"},
         }
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def urls(settings):
-    settings.ROOT_URLCONF = __name__
 
 
 def attempt(client, name="root", password="wrong", address="198.51.100.7", **headers):

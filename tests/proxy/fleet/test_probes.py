@@ -185,17 +185,17 @@ async def test_b14_a_name_that_comes_to_mean_a_metadata_service_is_not_connected
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     state = make_state(f"http://gpu.example:{machine.port}")
     watch = Watch(state, None, 0.01, lambda: None)
-    await watch.newer_than(asyncio.get_running_loop().time())
+    await watch.newer_than(asyncio.get_running_loop().time(), tags=False)
     assert state.pool.endpoint.addresses == ("127.0.0.1",)
     assert state.is_up
     known["gpu.example"] = "169.254.169.254"
     while state.is_up:
-        await watch.newer_than(asyncio.get_running_loop().time())
+        await watch.newer_than(asyncio.get_running_loop().time(), tags=False)
     assert state.pool.endpoint.addresses == ()
     assert "link-local" in state.problem
     known["gpu.example"] = "127.0.0.1"
     while not state.is_up:
-        await watch.newer_than(asyncio.get_running_loop().time())
+        await watch.newer_than(asyncio.get_running_loop().time(), tags=False)
     assert state.pool.endpoint.addresses == ("127.0.0.1",)
     watch.stop()
     await asyncio.sleep(0)
