@@ -130,10 +130,11 @@ class Runtime:
                 logger.exception("The sweeper failed")
 
     def _sweep(self) -> None:
-        moment, epoch = time.monotonic(), self.now()
+        moment, epoch, snapshot = time.monotonic(), self.now(), self.snapshot
         running: list[Call] = []
         for call in list(self.calls):
-            if call.key is not None and call.key.expires_at is not None and call.key.expires_at <= epoch:
+            # As the rules are now: the end of a key may have been brought forward since the call began.
+            if snapshot is not None and call.key is not None and snapshot.key(call.key.id, epoch) is None:
                 call.interrupt(Interruption.WITHDRAWN)
             elif 0 < call.deadline < moment:
                 call.interrupt(call.deadline_reason)
@@ -142,7 +143,6 @@ class Runtime:
             elif call.dispatched_at:
                 running.append(call)
         self.ledger.progress(running)
-        snapshot = self.snapshot
         if snapshot is not None and snapshot.valid_until is not None and snapshot.valid_until <= epoch:
             self._use(snapshot.refreshed(epoch))
         self.fleet.sweep()
