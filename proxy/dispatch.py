@@ -215,7 +215,7 @@ class Dispatch:
             return NothingToMeter(ollama.usage, 0)
         if call.route.kind is Kind.EMBEDDING:
             return EmbeddingMeter(ollama.usage, prompt_bytes, reports=call.route.reports_usage)
-        if any(name == b"content-type" and b"ndjson" in value for name, value in answer.headers):
+        if b"ndjson" in answer.header(b"content-type"):
             return LineMeter(ollama.usage, prompt_bytes)
         return AnswerMeter(ollama.usage, prompt_bytes)
 

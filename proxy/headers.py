@@ -1,9 +1,10 @@
 """Which headers pass, in both directions: allow-lists (threats P8-P10). Pure."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
+from functools import lru_cache
 
-Headers = Iterable[tuple[bytes, bytes]]
+Headers = Sequence[tuple[bytes, bytes]]
 
 # What a client may tell a backend. Everything that frames, authenticates or routes is ours.
 _TO_BACKEND = frozenset((b"accept", b"user-agent", b"traceparent", b"tracestate"))
@@ -31,21 +32,23 @@ SAFETY: tuple[tuple[bytes, bytes], ...] = (
 
 def towards_backend(headers: Headers) -> bytes:
     """The client's headers that a backend may see, as bytes of a request head."""
-    lines = []
-    named: frozenset[bytes] = frozenset()
+    lines = b""
     for name, value in headers:
-        if name == b"connection" and value != b"keep-alive":
-            named |= {option.strip().lower() for option in value.split(b",")}
-        elif (name in _TO_BACKEND or _in_a_family(name)) and _VALUE.match(value):
-            lines.append((name, name + b": " + value + b"\r\n"))
-    # What is named in Connection was meant for us alone.
-    return b"".join([line for name, line in lines if name not in named])
+        if name in _TO_BACKEND or (name[:1] in b"ao" and _in_a_family(name)):
+            if _VALUE.match(value):
+                lines += b"%b: %b\r\n" % (name, value)
+        elif name == b"connection" and value != b"keep-alive":
+            # What is named in Connection was meant for us alone.
+            named = {option.strip().lower() for _, options in headers if _ == name for option in options.split(b",")}
+            return towards_backend([pair for pair in headers if pair[0] not in named and pair[0] != name])
+    return lines
 
 
 def _in_a_family(name: bytes) -> bool:
     return name.startswith(_TO_BACKEND_FAMILIES) and _FAMILY_NAME.match(name) is not None
 
 
+@lru_cache(maxsize=64)
 def content_type_for_client(value: bytes) -> bytes | None:
     """The type of a backend's answer if we may pass it on, else None."""
     try:

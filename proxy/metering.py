@@ -208,7 +208,9 @@ class AnswerMeter(Meter):
         self.whole = True
         self.complete = usage.done and not usage.error
         self.error = str(usage.error)[:4096] if usage.error else ""
-        self.counted = -(-_text_bytes(answer) // 4)
+        # What was generated is only weighed where the backend does not say.
+        reported = usage.completion_tokens
+        self.counted = reported if type(reported) is int and reported > 0 else -(-_text_bytes(answer) // 4)
 
 
 def _text_bytes(answer: dict[str, Any]) -> int:

@@ -65,9 +65,8 @@ async def refusal_of(answer: Answer, call: Call) -> Refusal:
 
 def check_encoding(answer: Answer) -> None:
     """Raises BrokenAnswer for a compressed answer: identity was asked for, and we do not expand bombs (B7)."""
-    for name, value in answer.headers:
-        if name == b"content-encoding" and value.strip().lower() not in (b"identity", b""):
-            raise BrokenAnswer("an encoded answer, though identity was asked for")
+    if answer.header(b"content-encoding").strip().lower() not in (b"", b"identity"):
+        raise BrokenAnswer("an encoded answer, though identity was asked for")
 
 
 def busy() -> Refusal:
@@ -120,7 +119,7 @@ class Relay:
 
     def _check(self) -> None:
         check_encoding(self.answer)
-        kind = header_rules.content_type_for_client(dict(self.answer.headers).get(b"content-type", b""))
+        kind = header_rules.content_type_for_client(self.answer.header(b"content-type"))
         if kind is None:
             raise BrokenAnswer("an answer of a type that is not passed on")
         self.headers.append((b"content-type", kind))

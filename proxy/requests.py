@@ -13,7 +13,7 @@ from proxy.dialects import ollama
 from proxy.dialects.base import go_json
 from proxy.errors import BadRequest, UnsupportedEncoding
 from proxy.routes import Kind
-from proxy.snapshot import Snapshot
+from proxy.snapshot import Key, Policy, Snapshot
 
 Request = dict[str, Any]
 
@@ -36,7 +36,7 @@ async def read_request(call: Call, client: Client, snapshot: Snapshot, configura
     call.stream = call.route.streams and ollama.wants_stream(request)
     _note_client(call, client)
     if call.route.kind is not Kind.SHOW:
-        _apply_policy(call, request, configuration)
+        _apply_policy(call, request, snapshot, configuration)
     return request
 
 
@@ -59,26 +59,34 @@ def _one_name(request: Request) -> Any:
     return request.get("model") or name
 
 
-def _apply_policy(call: Call, request: Request, configuration: Configuration) -> None:
+def _apply_policy(call: Call, request: Request, snapshot: Snapshot, configuration: Configuration) -> None:
     assert call.route is not None
     assert call.key is not None
     assert call.model is not None
-    policy = call.model.policy
-    caps = [cap for cap in (call.key.max_output_tokens, policy.max_output_tokens) if cap]
-    pin = ollama.Pin(
-        output_cap=min(caps) if caps else configuration.max_output_tokens,
-        output_default=configuration.default_output_tokens,
-        num_ctx=policy.num_ctx,
-        load_options=policy.load_options,
-        keep_alive=policy.keep_alive,
-        may_unload=call.key.may_manage,
-    )
+    pin = _pin(call.key, call.model.policy, snapshot, configuration)
     call.context = ollama.asked_context(request)
     generates = call.route.kind is Kind.GENERATION
     if generates and not call.key.may_manage and ollama.unloads(request):
         call.answered_as_unloaded, call.adjusted = True, ["keep_alive"]
         return
     call.output_cap, call.adjusted = ollama.pin(request, pin, generates=generates)
+
+
+def _pin(key: Key, policy: Policy, snapshot: Snapshot, configuration: Configuration) -> ollama.Pin:
+    identity = (key.max_output_tokens, key.may_manage, policy.pattern)
+    pin = snapshot.pins.get(identity)
+    if pin is not None:
+        return pin
+    caps = [cap for cap in (key.max_output_tokens, policy.max_output_tokens) if cap]
+    pin = snapshot.pins[identity] = ollama.Pin(
+        output_cap=min(caps) if caps else configuration.max_output_tokens,
+        output_default=configuration.default_output_tokens,
+        num_ctx=policy.num_ctx,
+        load_options=policy.load_options,
+        keep_alive=policy.keep_alive,
+        may_unload=key.may_manage,
+    )
+    return pin
 
 
 def _note_client(call: Call, client: Client) -> None:

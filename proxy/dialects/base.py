@@ -1,7 +1,6 @@
 """What each dialect must be able to say."""
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 
@@ -28,16 +27,13 @@ def go_json(value: object) -> bytes:
     return text.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """What a backend reports at the end, unchecked: any value may be of any type or missing. Durations in ns."""
 
     done: bool
     prompt_tokens: Any = None
     completion_tokens: Any = None
-    total_ns: Any = None
     load_ns: Any = None
     prefill_ns: Any = None
     decode_ns: Any = None
-    done_reason: Any = None
     error: Any = None

@@ -203,16 +203,15 @@ def unloads(request: dict[str, Any]) -> bool:
 
 def usage(answer: dict[str, Any]) -> Usage:
     """The counts of a final object. Absent counts are 0, not errors: Go omits what is zero."""
+    get = answer.get
     return Usage(
-        done=answer.get("done", True) is True,
-        prompt_tokens=answer.get("prompt_eval_count"),
-        completion_tokens=answer.get("eval_count"),
-        total_ns=answer.get("total_duration"),
-        load_ns=answer.get("load_duration"),
-        prefill_ns=answer.get("prompt_eval_duration"),
-        decode_ns=answer.get("eval_duration"),
-        done_reason=answer.get("done_reason"),
-        error=answer.get("error"),
+        get("done", True) is True,
+        get("prompt_eval_count"),
+        get("eval_count"),
+        get("load_duration"),
+        get("prompt_eval_duration"),
+        get("eval_duration"),
+        get("error"),
     )
 
 

@@ -169,7 +169,9 @@ class Fleet:
     def _holders(self, call: Call, now: float) -> list[BackendState]:
         assert call.model is not None
         name, pinned = call.model.served.canonical, call.model.policy.num_ctx
-        holders = [state for state in self._up() if state.has(name)]
+        holders = [
+            state for state in self.states.values() if name in state.models and state.backend.enabled and state.is_up
+        ]
         if call.context:
             holders = [state for state in holders if state.offers_context(name, call.context, pinned)]
         return selection.in_rotation(holders, now)

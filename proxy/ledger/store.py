@@ -194,6 +194,12 @@ def _sqlite_insert(rows: int) -> str:
 
 def _sqlite_time(epoch: float) -> str:
     """As Django writes it: UTC, without a zone."""
+    second = int(epoch)
+    return f"{_sqlite_second(second)}.{int((epoch - second) * 1_000_000):06d}"
+
+
+@lru_cache(maxsize=256)
+def _sqlite_second(epoch: int) -> str:
     return datetime.fromtimestamp(epoch, UTC).replace(tzinfo=None).isoformat(" ")
 
 

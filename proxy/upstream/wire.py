@@ -19,9 +19,9 @@ import httptools
 
 from proxy.errors import BrokenAnswer, StaleConnection, Unreachable
 
-# Reading from a backend pauses when a client is this far behind, bytes.
-HIGH_WATER = 128 << 10
-LOW_WATER = 32 << 10
+# The most that is read from a backend, and handed on, at once; and how far a client may be behind before reading pauses.
+READ_BYTES = 64 << 10
+HIGH_WATER = 64 << 10
 MAX_HEAD = 64 << 10
 # Bytes of framing (chunk sizes and extensions, trailers) between two bytes of the body.
 MAX_OVERHEAD = 64 << 10
@@ -46,10 +46,15 @@ class Endpoint:
     connect_seconds: float
 
 
-class Connection(asyncio.Protocol):
-    """One connection; carries one exchange at a time. Also the callbacks of its parser."""
+class Connection(asyncio.BufferedProtocol):
+    """One connection; carries one exchange at a time. Also the callbacks of its parser.
+
+    `buffer` is where reads go, shared by connections of one loop. (uvloop's own holds 256 KiB, more than a stream whose
+    client does not read may cost.)
+    """
 
     __slots__ = (
+        "_buffer",
         "_buffered",
         "_chunks",
         "_closed",
@@ -73,8 +78,9 @@ class Connection(asyncio.Protocol):
         "transport",
     )  # fmt: skip
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, buffer: memoryview) -> None:
         self._loop = loop
+        self._buffer = buffer
         self.transport: asyncio.Transport | None = None
         self.requests = 0
         self.idle_since = 0.0
@@ -104,15 +110,18 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, size: int) -> None:
         if self._ended or self._error is not None or not self.requests:
             # Bytes that nobody asked for: whatever they are, they must not become the next call's answer.
             self._fail("bytes after the end of the answer")
             return
-        self._read_bytes += len(data)
-        self._overhead += len(data)
+        self._read_bytes += size
+        self._overhead += size
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(self._buffer[:size])
         except httptools.HttpParserUpgrade:
             self._fail("switched protocols")
         except (httptools.HttpParserError, BrokenAnswer) as exc:
@@ -250,21 +259,31 @@ class Connection(asyncio.Protocol):
             await self._changed()
 
     async def read(self) -> bytes:
-        """The next bytes of the body, all that are there; b"" at its end. Raises BrokenAnswer."""
+        """The next bytes of the body, READ_BYTES or a little more; b"" at its end. Raises BrokenAnswer."""
         while not self._chunks:
             if self._ended:
                 return b""
             if self._error is not None:
                 raise BrokenAnswer(self._error)
             await self._changed()
-        chunks = self._chunks
-        data = chunks.popleft() if len(chunks) == 1 else b"".join(chunks)
-        chunks.clear()
-        self._buffered = 0
-        if self._paused and self.transport is not None and not self._closed:
+        data = self._chunks.popleft()
+        self._buffered -= len(data) + PIECE_COST
+        if self._chunks:
+            data = self._joined(data)
+        if self._paused and self._buffered < HIGH_WATER and self.transport is not None and not self._closed:
             self._paused = False
             self.transport.resume_reading()
         return data
+
+    def _joined(self, data: bytes) -> bytes:
+        parts = [data]
+        size = len(data)
+        while self._chunks and size < READ_BYTES:
+            part = self._chunks.popleft()
+            parts.append(part)
+            size += len(part)
+            self._buffered -= len(part) + PIECE_COST
+        return b"".join(parts)
 
     def abort(self) -> None:
         if self.transport is not None:
@@ -274,16 +293,21 @@ class Connection(asyncio.Protocol):
 class Answer:
     """Status, headers and the body still to come."""
 
-    __slots__ = ("_connection", "_pool", "headers", "status")
+    __slots__ = ("_connection", "_fields", "_pool", "headers", "status")
 
     def __init__(self, connection: Connection, pool: "Pool") -> None:
         self._connection = connection
         self._pool = pool
         self.status: int = connection._parser.get_status_code()
         self.headers = connection._headers
+        self._fields = dict(self.headers)
+
+    def header(self, name: bytes) -> bytes:
+        """A header of which there is one; b"" for none, of several the last."""
+        return self._fields.get(name, b"")
 
     async def read(self) -> bytes:
-        """The next bytes of the body, all that are there; b"" at its end. Raises BrokenAnswer."""
+        """The next bytes of the body, READ_BYTES or a little more; b"" at its end. Raises BrokenAnswer."""
         return await self._connection.read()
 
     @property
@@ -308,6 +332,7 @@ class Pool:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self._idle: list[Connection] = []
+        self._buffer = memoryview(bytearray(READ_BYTES))
         self._next_address = 0
         self.closed = False
 
@@ -353,7 +378,7 @@ class Pool:
             try:
                 async with asyncio.timeout(endpoint.connect_seconds):
                     _, connection = await loop.create_connection(
-                        lambda: Connection(loop),
+                        lambda: Connection(loop, self._buffer),
                         address,
                         endpoint.port,
                         ssl=endpoint.tls,

@@ -3,13 +3,14 @@
 import ipaddress
 import time
 from types import SimpleNamespace
+from uuid import UUID
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.call import Call, new_id
+from proxy.call import Call, Ids
 from proxy.dialects import ollama
 from proxy.ledger import rows
 from proxy.ledger.rows import AT, COLUMNS
@@ -23,7 +24,7 @@ PRICE = PriceRow(7, "*", None, "", input_nano=3_000_000, output_nano=5_000_000, 
 
 
 def make_call(**fields):
-    call = Call("POST", b"/api/chat", ipaddress.ip_address("192.0.2.1"), time.time())
+    call = Call(Ids().new(NOON), "POST", b"/api/chat", ipaddress.ip_address("192.0.2.1"), time.time())
     call.route = ROUTES[b"/api/chat"]["POST"]
     call.key = SimpleNamespace(id=3, name="key", tenant_id=1, tenant_name="acme", user_id=2, user_name="alice")
     call.model = SimpleNamespace(served=SimpleNamespace(canonical="llama3.2:latest"))
@@ -63,9 +64,19 @@ def test_u2_a_row_has_all_columns_of_the_record_and_its_id_is_ours():
 
 
 def test_u2_ids_sort_by_time_and_never_repeat():
-    ids = [new_id(NOON + second) for second in range(1000)]
-    assert ids == sorted(ids)
-    assert len({new_id(NOON) for _ in range(10_000)}) == 10_000
+    ids = Ids()
+    made = [ids.new(NOON + second) for second in range(1000)]
+    assert made == sorted(made)
+    assert len({each.new(NOON) for each in (ids, Ids()) for _ in range(10_000)}) == 20_000
+    assert {UUID(one).version for one in made} == {7}
+
+
+def test_u2_the_counted_part_of_an_id_wraps_without_repeating():
+    ids = Ids()
+    ids._tail = 0x3FFFFFFFFFFFFFFFFFF - 5
+    made = {ids.new(NOON) for _ in range(10)}
+    assert len(made) == 10
+    assert all(UUID(one).version == 7 and UUID(one).variant == "specified in RFC 4122" for one in made)
 
 
 def test_u4_reported_counts_are_taken_over():
