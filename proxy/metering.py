@@ -210,7 +210,8 @@ class AnswerMeter(Meter):
         self.error = str(usage.error)[:4096] if usage.error else ""
         # What was generated is only weighed where the backend does not say.
         reported = usage.completion_tokens
-        self.counted = reported if type(reported) is int and reported > 0 else -(-_text_bytes(answer) // 4)
+        can_be = type(reported) is int and 0 < reported <= MAX_TOKENS
+        self.counted = reported if can_be else -(-_text_bytes(answer) // 4)
 
 
 def _text_bytes(answer: dict[str, Any]) -> int:

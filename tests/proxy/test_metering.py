@@ -233,6 +233,16 @@ def test_u4_counts_that_cannot_be_are_flagged_and_estimated(field, value):
     assert counts.odd
 
 
+@pytest.mark.parametrize("field", ["prompt_eval_count", "eval_count"])
+@pytest.mark.parametrize("value", ODD)
+def test_u4_the_same_in_a_unary_answer(field, value):
+    answer = {**final(eval_count=2), "message": {"content": "12345678"}, field: value}
+    counts = meter_of(json.dumps(answer).encode(), AnswerMeter).counts()
+    assert (counts.prompt_tokens, counts.completion_tokens) == (26, 2)
+    assert counts.estimated
+    assert counts.odd
+
+
 @pytest.mark.parametrize("field", ["load_duration", "prompt_eval_duration", "eval_duration"])
 @pytest.mark.parametrize("value", [-1, 10**16, "5", True, []])
 def test_u4_durations_that_cannot_be_are_flagged_and_zero(field, value):
