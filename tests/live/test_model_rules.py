@@ -28,7 +28,7 @@ def chat(**fields):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(make_shared_gateway, shared_fake):
-    made = make_shared_gateway(MAX_OUTPUT_TOKENS="100", DEFAULT_OUTPUT_TOKENS="40", CALL_TOTAL_SECONDS="3")
+    made = make_shared_gateway(MAX_OUTPUT_TOKENS="100", DEFAULT_OUTPUT_TOKENS="40", CALL_TOTAL_SECONDS="1.5")
     made.make_backend(shared_fake.url, slots=8)
     _, made.key = made.make_key()
     _, made.bound_key = made.make_key("bound", models_allowed=["llama3.2"], max_output_tokens=7)
