@@ -73,7 +73,10 @@ http {{
   upstream backend {{ server {backend.removeprefix("http://")}; keepalive 64; keepalive_requests 1000000; }}
   server {{
     listen 127.0.0.1:{self.port};
-    location / {{ proxy_pass http://backend; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host localhost; proxy_buffering off; }}
+    location / {{
+      proxy_pass http://backend; proxy_http_version 1.1; proxy_buffering off;
+      proxy_set_header Connection ""; proxy_set_header Host localhost;
+    }}
   }}
 }}
 """)

@@ -6,10 +6,11 @@ import os
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks import load, processes  # noqa: E402
+from benchmarks import load, processes
 
 
 def unary(url: str, key: str, requests: int, padding: int = 0) -> None:
@@ -40,48 +41,55 @@ def main() -> None:
     directory = Path(os.environ["DATA_DIR"])
     fast = processes.Fake("--models", "llama3.2", "--slots", "4096", "--tokens", "1000")
     paced = processes.Fake("--models", "llama3.2", "--slots", "4096", "--tokens", "1000", "--tokens-per-second", "80")
-    sides = []
-    for name, fake in (("fast", fast), ("paced", paced)):
-        nginx_directory = directory / f"nginx-{name}"
-        nginx_directory.mkdir()
-        nginx = processes.Nginx(fake.url, nginx_directory)
-        gateway, key, ready = processes.make_gateway(fake.url, directory / f"gateway-{name}")
-        sides.append((nginx, gateway, key))
-    idle = processes.rss_bytes(gateway.process.pid)
-    print(f"start-up: ready after {ready:.2f} s; idle memory {idle / 2**20:.0f} MiB")
+    fast_sides = Sides(fast, directory)
+    paced_sides = Sides(paced, directory)
+    idle = processes.rss_bytes(fast_sides.gateway.process.pid)
+    print(f"start-up: ready after {fast_sides.ready:.2f} s; idle memory {idle / 2**20:.0f} MiB")
     try:
-        figures = measure(options, sides)
-        report(figures)
-        idle_streams(paced, sides[1])
+        report(measure(options, fast_sides, paced_sides))
+        idle_streams(paced_sides)
     finally:
-        for nginx, gateway, _ in sides:
-            nginx.close()
-            gateway.stop()
-        fast.close()
-        paced.close()
+        fast_sides.close()
+        paced_sides.close()
 
 
-def measure(options: argparse.Namespace, sides: list) -> dict[tuple[str, str], list[float]]:
+class Sides:
+    """A plain proxy and the gateway in front of one backend."""
+
+    def __init__(self, fake: processes.Fake, directory: Path) -> None:
+        nginx_directory = directory / f"nginx-{fake.process.pid}"
+        nginx_directory.mkdir()
+        self.fake = fake
+        self.nginx = processes.Nginx(fake.url, nginx_directory)
+        self.gateway, self.key, self.ready = processes.make_gateway(fake.url, directory / f"gateway-{fake.process.pid}")
+
+    def url(self, who: str) -> str:
+        return self.nginx.url if who == "nginx" else self.gateway.url
+
+    def pids(self, who: str) -> list[int]:
+        return self.nginx.pids if who == "nginx" else [self.gateway.process.pid]
+
+    def close(self) -> None:
+        self.nginx.close()
+        self.gateway.stop()
+        self.fake.close()
+
+
+def measure(options: argparse.Namespace, fast: Sides, paced: Sides) -> dict[tuple[str, str], list[float]]:
+    """CPU µs of (what, who), a figure a round."""
     figures: dict[tuple[str, str], list[float]] = {}
-
-    def note(what: str, who: str, value: float) -> None:
-        figures.setdefault((what, who), []).append(value)
-
+    count, chunks = options.requests, options.streams * options.tokens
     for number in range(options.rounds + 1):
         for who in ("nginx", "gateway"):
             print(f"\rround {number} of {options.rounds}: {who}   ", end="", file=sys.stderr, flush=True)
-            nginx, gateway, key = sides[0]
-            url, pids = (nginx.url, lambda: nginx.pids) if who == "nginx" else (gateway.url, lambda: [gateway.process.pid])
-            small = cost(pids, lambda: unary(url, key, options.requests), options.requests)
-            large = cost(pids, lambda: unary(url, key, options.requests // 4, 32 << 10), options.requests // 4)
-            nginx, gateway, key = sides[1]
-            url, pids = (nginx.url, lambda: nginx.pids) if who == "nginx" else (gateway.url, lambda: [gateway.process.pid])
-            chunks = options.streams * options.tokens
-            whole = cost(pids, lambda: streams(url, key, options.streams, options.tokens), chunks)
+            url, pids = fast.url(who), partial(fast.pids, who)
+            small = cost(pids, partial(unary, url, fast.key, count), count)
+            large = cost(pids, partial(unary, url, fast.key, count // 4, 32 << 10), count // 4)
+            work = partial(streams, paced.url(who), paced.key, options.streams, options.tokens)
+            chunk = cost(partial(paced.pids, who), work, chunks) - small / options.tokens
             if number:  # the first round warms up
-                note("call, 200 B", who, small)
-                note("call, 32 KiB", who, large)
-                note("chunk", who, whole - small / options.tokens)
+                for what, value in (("call, 200 B", small), ("call, 32 KiB", large), ("chunk", chunk)):
+                    figures.setdefault((what, who), []).append(value)
     print(file=sys.stderr)
     return figures
 
@@ -95,16 +103,18 @@ def report(figures: dict[tuple[str, str], list[float]]) -> None:
         print(f"{what:14} {statistics.median(theirs):8.1f} {statistics.median(ours):8.1f} {ratio:6.2f}   {rounds}")
 
 
-def idle_streams(fake: processes.Fake, side: tuple) -> None:
-    _, gateway, key = side
-    fake.fault(hang_after_chunks=1)
+def idle_streams(sides: Sides) -> None:
+    gateway, key = sides.gateway, sides.key
+    sides.fake.fault(hang_after_chunks=1)
     pid = gateway.process.pid
     count = 500
 
     async def hold() -> None:
         before = processes.rss_bytes(pid)
         body = processes.body(stream=True, tokens=8)
-        head = f"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nAuthorization: Bearer {key}\r\n\r\n"
+        head = (
+            f"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nAuthorization: Bearer {key}\r\n\r\n"
+        )
         open_streams = []
         for _ in range(count):
             reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)

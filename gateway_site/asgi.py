@@ -27,7 +27,7 @@ async def http(scope: Scope, receive: Receive, send: Send) -> None:
     if belongs_to_calls(path) and not (path == b"/" and _wants_pages(scope)):
         await calls(scope, receive, send)
     else:
-        await pages(scope, receive, send)
+        await pages(scope, receive, send)  # type: ignore[arg-type]  # ASGI's events are mappings of any kind
 
 
 def _wants_pages(scope: Scope) -> bool:

@@ -109,7 +109,7 @@ class Call:
         self.context = 0  # the num_ctx it asks for
         self.answered_as_unloaded = False
 
-        self.backend: "BackendState | None" = None
+        self.backend: BackendState | None = None
         self.attempts = 0
         self.dispatched_at = 0.0
         self.first_byte_at = 0.0

@@ -1,5 +1,7 @@
 """System checks: what cannot work is said before the first call."""
 
+from collections.abc import Sequence
+
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.db import connections
 
@@ -7,7 +9,7 @@ from proxy import triggers
 
 
 @register(Tags.database)
-def check_triggers(databases: list[str] | None = None, **_: object) -> list[CheckMessage]:
+def check_triggers(*, databases: Sequence[str] | None = None, **_: object) -> list[CheckMessage]:
     """The triggers that make changes act at once are in place."""
     problems: list[CheckMessage] = []
     for using in databases or []:

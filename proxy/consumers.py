@@ -31,7 +31,7 @@ JSON = b"application/json; charset=utf-8"
 TEXT = b"text/plain; charset=utf-8"
 
 
-class GatewayConsumer(AsyncConsumer):
+class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no types
     """Reads `receive` itself: Channels' dispatch would hop for each of the messages a large body arrives in."""
 
     def __init__(self, runtime: Runtime) -> None:
@@ -59,7 +59,7 @@ class GatewayConsumer(AsyncConsumer):
     def new_call(self, scope: Scope, client: Client) -> Call:
         runtime = self.runtime
         peer = scope.get("client")
-        forwarded = ()
+        forwarded: list[str] = []
         if runtime.configuration.trusted_proxies:
             forwarded = [value.decode("latin-1") for name, value in client.headers if name == b"x-forwarded-for"]
         address = client_address(peer[0] if peer else "", forwarded, runtime.configuration.trusted_proxies)

@@ -19,7 +19,7 @@ class Demo:
     keys: dict[str, str]
 
 
-class NotADemo(Exception):  # noqa: N818
+class NotADemo(Exception):
     """The database holds something else."""
 
 

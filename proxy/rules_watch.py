@@ -207,9 +207,14 @@ def _keys(using: str) -> dict[str, Any]:
 
 
 def _key_row(row: Sequence[Any]) -> KeyRow:
+    key_id, name, prefix, tenant_id, user_id = row[:5]
     models = row[9]
     return KeyRow(
-        *row[:5],
+        key_id,
+        name,
+        prefix,
+        tenant_id,
+        user_id,
         _epoch(row[5]),
         bool(row[6]),
         _epoch(row[7]),

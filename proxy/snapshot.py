@@ -138,7 +138,7 @@ class Snapshot:
         self._limits = _limits_by_subject(tables.limits)
         self._aliases = _by_precision(tables.aliases)
         self._keys: dict[int, Key | None] = {}
-        # What policy sets, by output cap of the key, right to manage, pattern of the policy: as many as there are kinds.
+        # What policy sets, by output cap of the key, right to manage, pattern of the policy.
         self.pins: dict[tuple[int | None, bool, str], Pin] = {}
         self._models: dict[tuple[tuple[str, ...], bool, str], Model] = {}
 

@@ -141,9 +141,9 @@ class MessageStream(Stream):
             block = {"type": "thinking", "thinking": ""}
             return self.delta("thinking", block, {"type": "thinking_delta", "thinking": value})
         self.called_tools = True
-        block = {"type": "tool_use", "id": value.id, "name": value.name, "input": {}}
+        call: dict[str, Any] = {"type": "tool_use", "id": value.id, "name": value.name, "input": {}}
         arguments = orjson.dumps(value.arguments).decode()
-        return self.delta(value.id, block, {"type": "input_json_delta", "partial_json": arguments})
+        return self.delta(value.id, call, {"type": "input_json_delta", "partial_json": arguments})
 
     def closing(self, generation: Generation) -> Iterable[bytes]:
         if self.open is not None:

@@ -58,7 +58,7 @@ def load_options(options: dict[str, Any], *, shift: bool | None) -> LoadOptions:
     found = {name: options[name] for name in LOAD_TIME if options.get(name) is not None}
     if not found and shift is not False:
         return AUTOMATIC
-    whole = {name: value if type(value) is bool else int(value) for name, value in found.items()}
+    whole: dict[str, Any] = {name: value if type(value) is bool else int(value) for name, value in found.items()}
     return LoadOptions(**whole, shift=shift is not False)
 
 

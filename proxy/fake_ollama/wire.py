@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Sequence
 from http import HTTPStatus
 from itertools import cycle
-from typing import Protocol
+from typing import Any, Protocol
 
 from proxy.fake_ollama.calls import SeenCall
 from proxy.fake_ollama.clock import Stamps
@@ -81,7 +81,7 @@ class Answer:
         self.chunks = 0
         self._packets: Packets | None = None
         self._held: list[bytes] = []
-        self._zip = None
+        self._zip: Any = None
 
     def spoil(self, fault: Fault) -> None:
         self.fault = fault

@@ -49,7 +49,7 @@ async def resolve(url: str) -> tuple[str, ...]:
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(5):
             answers = await loop.getaddrinfo(host, parts.port, type=socket.SOCK_STREAM)
-        found = [ip_address(answer[4][0].partition("%")[0]) for answer in answers]
+        found = [ip_address(str(answer[4][0]).partition("%")[0]) for answer in answers]
     for address in found:
         refuse_address(address)
     return tuple(dict.fromkeys(str(address) for address in found))

@@ -7,7 +7,7 @@ from proxy.fleet.state import BackendState
 
 def in_rotation(holders: Sequence[BackendState], now: float) -> list[BackendState]:
     """Those that may be sent calls: the breaker takes out at most half of them, and never the last one."""
-    if not any([state.breaker.open_until for state in holders]):
+    if not any(state.breaker.open_until for state in holders):
         return list(holders)
     closed = [state for state in holders if not state.breaker.is_open(now)]
     needed = -(-len(holders) // 2)

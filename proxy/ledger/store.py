@@ -114,11 +114,11 @@ class Store:
             sums[7] += row[25]
             sums[8] += row[27]
         days: dict[tuple[Any, ...], list[int]] = {}
-        for (start, *owner), sums in buckets.items():
-            total = days.setdefault((self._day(start), *owner), [0] * len(_SUMS))
+        for (start, *whose), sums in buckets.items():
+            total = days.setdefault((self._day(start), *whose), [0] * len(_SUMS))
             for position, value in enumerate(sums):
                 total[position] += value
-        starts = {(self._moment(start), *owner): sums for (start, *owner), sums in buckets.items()}
+        starts = {(self._moment(start), *whose): sums for (start, *whose), sums in buckets.items()}
         _upsert(cursor, "usage_usagebucket", "start", starts)
         _upsert(cursor, "usage_dailyusage", "day", days)
 

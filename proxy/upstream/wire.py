@@ -20,9 +20,9 @@ import httptools
 from proxy.errors import BrokenAnswer, StaleConnection, Unreachable
 
 # The most that is read from a backend, and handed on, at once.
-READ_BYTES = 64 << 10
+READ_BYTES = 32 << 10
 # Reading pauses when a client is this far behind.
-HIGH_WATER = 64 << 10
+HIGH_WATER = 32 << 10
 MAX_HEAD = 64 << 10
 # Bytes of framing (chunk sizes and extensions, trailers) between two bytes of the body.
 MAX_OVERHEAD = 64 << 10

@@ -22,7 +22,7 @@ from proxy import demo
 START_SECONDS = 60.0
 
 
-class Stopped(Exception):  # noqa: N818
+class Stopped(Exception):
     pass
 
 
