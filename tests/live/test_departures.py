@@ -29,7 +29,7 @@ def chat(**fields):
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(make_shared_gateway, shared_fake):
     made = make_shared_gateway(LINE_LENGTH=str(LINE_LENGTH), STALL_SECONDS=str(STALL))
-    made.make_backend(shared_fake.url, slots=30)
+    made.make_backend(shared_fake.url, slots=50)
     made.key_row, made.key = made.make_key()
     return await asyncio.to_thread(made.start)
 
@@ -37,7 +37,7 @@ async def gateway(make_shared_gateway, shared_fake):
 @pytest_asyncio.fixture(loop_scope="module")
 async def fake(shared_fake):
     shared_fake.reset()
-    await shared_fake.switch(slots=40)
+    await shared_fake.switch(slots=60)
     yield shared_fake
     shared_fake.reset()
     await shared_fake.saw_idle(timeout=PATIENCE)
@@ -250,7 +250,7 @@ async def test_m6_the_line_is_bounded_and_the_refused_reach_no_backend(make_gate
 
 
 async def test_n6_a_client_that_stops_reading_costs_little_and_is_let_go(gateway, fake):
-    streams = 20
+    streams = 30
     process = psutil.Process(gateway.process.pid)
     # Far more than the sockets of both sides can hold.
     fake.faults(path="/api/chat", content=["x" * 50_000] * 2000)
@@ -288,7 +288,7 @@ async def test_l3_b10_three_thousand_idle_streams_are_cheap_and_gone_when_their_
     try:
         url = fake.stdout.readline().decode().split()[-1]
         gateway = make_gateway(MAX_CONNECTIONS_PER_ADDRESS="8000")
-        gateway.make_backend(url, slots=4000)
+        gateway.make_backend(url, slots=6000)
         _, gateway.key = gateway.make_key()
         await asyncio.to_thread(gateway.start)
         process = psutil.Process(gateway.process.pid)
