@@ -15,6 +15,7 @@ from tests.live.seen import calls, new_calls
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 FIRST_BYTE, GAP, TOTAL = 2.0, 2.0, 5.0
+CALLS = ("/api/chat", "/api/generate", "/api/embed", "/api/show")
 
 
 def chat(**fields):
@@ -72,6 +73,11 @@ async def client(gateway):
         yield made
 
 
+def fail_once(fake, path=CALLS, **fault):
+    """A fault for the next call. Probes come all the time and must not use it up."""
+    fake.faults(path=path, **fault, times=1)
+
+
 def lines_of(answer):
     """Every line of a stream; each must be JSON of its own."""
     text = answer.content.decode()
@@ -97,7 +103,7 @@ async def assert_works(client):
 async def test_b3_cut_anywhere_the_client_sees_an_error_and_the_record_says_failed(gateway, fake, client, cut_with):
     ids, whole = {}, []
     for size in [*range(0, 60, 7), *range(60, 1100, 41)]:
-        fake.faults(tokens=5, cut_after_bytes=size, cut_counts_body_only=True, cut_with=cut_with, times=1)
+        fail_once(fake, tokens=5, cut_after_bytes=size, cut_counts_body_only=True, cut_with=cut_with)
         answer = await client.post("/api/chat", json=chat())
         assert answer.status_code == 200
         lines = lines_of(answer)
@@ -135,7 +141,7 @@ async def test_b3_cut_anywhere_the_client_sees_an_error_and_the_record_says_fail
 )
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
 async def test_b3_no_end_is_never_a_clean_end(gateway, fake, client, fault, error, path):
-    fake.faults(**fault, times=1)
+    fail_once(fake, **fault)
     answer = await client.post(path, json=chat(prompt="hi") if path.endswith("generate") else chat())
     lines = lines_of(answer)
     assert set(lines[-1]) == {"error"}
@@ -149,7 +155,7 @@ async def test_b3_no_end_is_never_a_clean_end(gateway, fake, client, fault, erro
 @pytest.mark.parametrize("cut_with", ["fin", "rst"])
 async def test_b3_a_unary_answer_that_breaks_off_is_502(gateway, fake, client, cut_with):
     for size in (0, 1, 50, 150):
-        fake.faults(cut_after_bytes=size, cut_counts_body_only=True, cut_with=cut_with, times=1)
+        fail_once(fake, cut_after_bytes=size, cut_counts_body_only=True, cut_with=cut_with)
         answer = await client.post("/api/chat", json=chat(stream=False))
         assert answer.status_code == 502
         assert_tells_nothing(answer.text, fake)
@@ -159,7 +165,7 @@ async def test_b3_a_unary_answer_that_breaks_off_is_502(gateway, fake, client, c
 
 
 async def test_b3_an_unstreamed_answer_without_its_end_is_told_apart_in_the_record(gateway, fake, client):
-    fake.faults(repetition_stop_after=3, times=1)
+    fail_once(fake, repetition_stop_after=3)
     answer = await client.post("/api/chat", json=chat(stream=False))
     assert answer.json()["done"] is False
     record = await gateway.record(answer.headers["x-request-id"])
@@ -199,7 +205,7 @@ async def test_b3_an_unstreamed_answer_without_its_end_is_told_apart_in_the_reco
     ids=lambda fault: " ".join(f"{name}={str(value)[:12]}" for name, value in fault.items()),
 )
 async def test_b5_an_answer_we_may_not_pass_on_is_502_once(gateway, fake, client, fault, stream):
-    fake.faults(**fault, path="/api/chat", times=1)
+    fail_once(fake, **fault, path="/api/chat")
     with new_calls(fake) as seen:
         answer = await client.post("/api/chat", json=chat(stream=stream))
     assert answer.status_code == 502
@@ -213,7 +219,7 @@ async def test_b5_an_answer_we_may_not_pass_on_is_502_once(gateway, fake, client
 
 async def test_b7_a_decompression_bomb_is_refused_unexpanded(gateway, fake, client):
     before = psutil.Process(gateway.process.pid).memory_info().rss
-    fake.faults(gzip=True, gzip_bomb_mb=64, times=1)
+    fail_once(fake, gzip=True, gzip_bomb_mb=64)
     assert (await client.post("/api/chat", json=chat(stream=False))).status_code == 502
     assert psutil.Process(gateway.process.pid).memory_info().rss - before < 16 << 20
     assert fake.calls[-1].header("accept-encoding") == "identity"
@@ -233,7 +239,7 @@ async def test_b9_refusals_of_the_callers_fault_pass_with_their_text(gateway, fa
 
 
 async def test_b9_an_error_in_mid_stream_is_told_without_the_machine_and_logged_with_it(gateway, fake, client):
-    fake.faults(error_after_chunks=2, error="open /root/.ollama/x: dial tcp 10.9.8.7:1", times=1)
+    fail_once(fake, error_after_chunks=2, error="open /root/.ollama/x: dial tcp 10.9.8.7:1")
     answer = await client.post("/api/chat", json=chat())
     lines = lines_of(answer)
     assert len(lines) == 3
@@ -246,10 +252,10 @@ async def test_b9_an_error_in_mid_stream_is_told_without_the_machine_and_logged_
 
 
 async def test_b4_each_wait_has_a_deadline_of_its_own(gateway, fake, client):
-    fake.faults(path="/api/chat", hang_before_headers=True, times=1)
-    fake.faults(path="/api/generate", hang_after_chunks=2, times=1)
-    fake.faults(path="/api/embed", hang_before_headers=True, times=1)
-    fake.faults(model="qwen3:8b", infinite=True, gap=0.2, times=1)
+    fail_once(fake, path="/api/chat", hang_before_headers=True)
+    fail_once(fake, path="/api/generate", hang_after_chunks=2)
+    fail_once(fake, path="/api/embed", hang_before_headers=True)
+    fail_once(fake, model="qwen3:8b", infinite=True, gap=0.2)
     began = asyncio.get_running_loop().time()
 
     async def timed(path, body):
@@ -284,7 +290,7 @@ async def test_b4_each_wait_has_a_deadline_of_its_own(gateway, fake, client):
 
 
 async def test_b6_a_stream_without_end_is_cut_soon_after_its_cap(gateway, fake, client):
-    fake.faults(infinite=True, times=1)
+    fail_once(fake, infinite=True)
     answer = await client.post("/api/chat", json=chat(options={"num_predict": 50}))
     lines = lines_of(answer)
     assert set(lines[-1]) == {"error"}
@@ -310,10 +316,10 @@ async def test_b6_a_line_of_200_mb_is_cut_at_the_cap_and_fills_no_memory(gateway
 
 
 async def test_b6_lines_below_the_cap_pass_whole(gateway, fake, client):
-    fake.faults(giant_line_mb=4, times=1)
+    fail_once(fake, giant_line_mb=4)
     answer = await client.post("/api/chat", json=chat())
     assert len(lines_of(answer)[0]["message"]["content"]) == 4_000_000
-    fake.faults(final_context=100_000, times=1)
+    fail_once(fake, final_context=100_000)
     answer = await client.post("/api/generate", json={"model": "llama3.2", "prompt": "x"})
     assert len(lines_of(answer)[-1]["context"]) == 100_000
     record = await gateway.record(answer.headers["x-request-id"])
@@ -321,7 +327,7 @@ async def test_b6_lines_below_the_cap_pass_whole(gateway, fake, client):
 
 
 async def test_b6_one_byte_per_packet_changes_nothing(gateway, fake, client):
-    fake.faults(trickle=True, tokens=8, times=1)
+    fail_once(fake, trickle=True, tokens=8)
     answer = await client.post("/api/chat", json=chat())
     assert len(lines_of(answer)) == 9
     record = await gateway.record(answer.headers["x-request-id"])
@@ -333,7 +339,7 @@ async def test_b6_one_byte_per_packet_changes_nothing(gateway, fake, client):
 
 @pytest.mark.parametrize("fault", [{}, {"write_sizes": [1]}, {"write_sizes": [7, 3, 64]}, {"coalesce": 3}])
 async def test_b8_content_that_looks_like_framing_passes_unchanged(gateway, fake, client, fault):
-    fake.faults(nasty_content=True, **fault, times=1)
+    fail_once(fake, nasty_content=True, **fault)
     answer = await client.post("/api/chat", json=chat())
     assert [line["message"]["content"] for line in lines_of(answer)[:-1]] == list(NASTY_CONTENT)
     record = await gateway.record(answer.headers["x-request-id"])
@@ -370,7 +376,7 @@ async def test_b8_the_bytes_of_a_stream_are_the_backends(gateway, hostile, clien
     ],
 )
 async def test_u4_reports_that_lie_or_are_missing_do_not_decide(gateway, fake, client, fault, expected):
-    fake.faults(tokens=5, **fault, times=1)
+    fail_once(fake, tokens=5, **fault)
     answer = await client.post("/api/chat", json=chat())
     record = await gateway.record(answer.headers["x-request-id"])
     assert record.outcome == "ok"
@@ -428,7 +434,7 @@ async def test_b14_a_row_that_no_form_would_take_is_left_out_and_harms_no_other(
 
 
 async def test_p7_a_redirect_is_never_followed(gateway, fake, hostile, client):
-    fake.faults(path="/api/chat", redirect=307, location=f"{hostile.url}/api/chat", times=1)
+    fail_once(fake, path="/api/chat", redirect=307, location=f"{hostile.url}/api/chat")
     before = hostile.requests
     assert (await client.post("/api/chat", json=chat())).status_code == 502
     assert hostile.requests == before
