@@ -6,6 +6,7 @@ from channels.consumer import AsyncConsumer
 
 from proxy import headers as header_rules
 from proxy import listings, metrics
+from proxy.admission import NOT_ACCEPTED
 from proxy.call import Call
 from proxy.client import Client, ClientGone, Headers, Receive, Scope, Send
 from proxy.client_address import client_address
@@ -76,11 +77,15 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
         self.check_passable(client)
         key = self.authenticate(call, client)
         if kind in (Kind.VERSION, Kind.TAGS, Kind.PS):
-            if kind is not Kind.VERSION:
+            # A gateway in front of us asks by itself when it wants to know; two in a ring would wait for each other.
+            if kind is not Kind.VERSION and client.header(header_rules.LOOP_MARKER) is None:
                 await runtime.fleet.refresh(tags=kind is Kind.TAGS)
             await self.say(call, client, listings.answer(kind, runtime.fleet, key), JSON)
             return
-        request = await read_request(call, client, runtime.rules(), runtime.configuration)
+        rules = runtime.rules()
+        request = await read_request(call, client, rules, runtime.configuration)
+        if runtime.snapshot is not rules and not runtime.may_go_on(call):
+            raise Unauthorized("invalid_key", NOT_ACCEPTED)  # withdrawn while the body was on its way (A8)
         if call.answered_as_unloaded:
             await self.say(call, client, unloaded(call), JSON)
             return
@@ -115,10 +120,12 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
             call.key = runtime.admission.admit(
                 runtime.rules(), call.route, client.headers, call.address, call.started_epoch
             )
-        except Unauthorized:
+        except Unauthorized as refusal:
             if seconds := runtime.credential_failures.count(call.address):
                 message = "Too many calls with keys that are not accepted came from this address."
                 raise TooManyRequests("too_many_failures", message, retry_after=seconds) from None
+            # The owner of the key finds the real cause by it.
+            refusal.message = f"{refusal.message} (request id {call.id})"
             raise
         return call.key
 

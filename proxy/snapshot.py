@@ -131,7 +131,10 @@ class Snapshot:
         current = [rule for rule in tables.ip_rules if rule[5] is None or rule[5] > now]
         # An expired rule must stop to act without any change of the tables.
         self.valid_until = min((rule[5] for rule in current if rule[5] is not None), default=None)
-        self.ip_all = IPRules((cidr, action) for cidr, action, tenant, key, _, _ in current if tenant is key is None)
+        # A rule that lets a network act as a key says nothing about the others: they go on to use keys of their own.
+        self.ip_all = IPRules(
+            (cidr, action) for cidr, action, tenant, key, acts_as, _ in current if tenant is key is acts_as is None
+        )
         self.acting = _acting(current)
         self._tenant_ip = _grouped(current, 2)
         self._key_ip = _grouped(current, 3)

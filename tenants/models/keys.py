@@ -127,7 +127,7 @@ class ApiKey(models.Model):
 
     def revoke(self) -> None:
         """Ends the key for good; calls in flight are cut within a second."""
-        ApiKey.objects.filter(pk=self.pk).revoke()
+        ApiKey.objects.using(self._state.db).filter(pk=self.pk).revoke()
         self.refresh_from_db(fields=["revoked_at"])
 
 

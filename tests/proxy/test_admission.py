@@ -327,7 +327,14 @@ def test_a6_a_network_may_act_as_a_key(headers):
     row, _, digests = new_key()
     rules = snapshot(row, digests=digests, ip_rules=ACTING)
     assert admit(rules, *headers, address=ip_address("10.1.2.3")).id == row.id
-    assert refusal(rules, *headers, address=ip_address("192.0.2.1")).status in (401, 403)
+    assert refusal(rules, *headers, address=ip_address("192.0.2.1")).status == 401
+
+
+def test_a6_a_network_that_acts_as_a_key_shuts_out_nobody_else():
+    row, _, digests = new_key()
+    own, own_key, own_digests = new_key(key_id=2)
+    rules = snapshot(row, own, digests=digests | own_digests, ip_rules=ACTING)
+    assert admit(rules, bearer(own_key), address=ip_address("192.0.2.1")).id == own.id
 
 
 def test_a9_an_acting_key_is_subject_to_everything_as_well():
