@@ -9,7 +9,7 @@ from proxy import headers as header_rules
 from proxy.call import Call
 from proxy.client import Client, Headers
 from proxy.dialects.base import go_json
-from proxy.errors import BadGateway, BrokenAnswer, Interruption, Refusal, Unavailable
+from proxy.errors import BadGateway, BrokenAnswer, Interruption, LoopDetected, Refusal, Unavailable
 from proxy.metering import LineMeter, Meter
 from proxy.upstream.wire import Answer
 
@@ -58,6 +58,8 @@ async def refusal_of(answer: Answer, call: Call) -> Refusal:
     text = _error_text(raw[: 2 * MAX_ERROR_TEXT])
     if 400 <= answer.status < 500:
         return OwnRefusal(answer.status, scrubbed(text))
+    if answer.status == 508:
+        return LoopDetected("loop", "The backends of this gateway lead back to itself. Check their addresses.")
     name = call.backend.name if call.backend else ""
     logger.warning("Backend %s answered %d to %s: %s", name, answer.status, call.id, text[:500])
     return BadGateway("backend_error", f"The backend failed ({answer.status}). Our request id is {call.id}.")

@@ -28,8 +28,10 @@ RETRY_BURST = 10.0
 
 
 class Fleet:
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(self, configuration: Configuration, instance: bytes = b"") -> None:
+        """`instance`: how gateways of this installation mark what they send."""
         self.configuration = configuration
+        self._instance = instance
         self.states: dict[int, BackendState] = {}
         self.line = Line(configuration.line_length)
         self._watches: dict[int, Watch] = {}
@@ -216,7 +218,7 @@ class Fleet:
         state = BackendState(backend, Pool(endpoint))
         self.states[backend.id] = state
         seconds = self.configuration.probe_seconds
-        self._watches[backend.id] = Watch(state, tls, seconds, self.line.serve_all)
+        self._watches[backend.id] = Watch(state, tls, seconds, self.line.serve_all, self._instance)
 
     def _forget(self, backend_id: int) -> None:
         self.states.pop(backend_id).pool.close()

@@ -17,6 +17,7 @@ import orjson
 
 from proxy.backend_url import refuse_address
 from proxy.fleet.state import BackendState, InstalledModel, WarmModel
+from proxy.headers import LOOP_MARKER
 from proxy.model_names import InvalidModelName
 from proxy.model_names import parse as parse_model_name
 
@@ -34,9 +35,13 @@ SHORTEST_PAUSE = 0.1
 _VERSION = re.compile(r"[0-9A-Za-z.+-]{1,40}\Z")
 
 
-def make_client(tls: ssl.SSLContext | bool) -> httpx.AsyncClient:
-    """A client that believes neither the environment's proxies nor .netrc, and follows no redirect (B14)."""
-    return httpx.AsyncClient(verify=tls, trust_env=False, follow_redirects=False, timeout=TIMEOUT)
+def make_client(tls: ssl.SSLContext | bool, instance: bytes = b"") -> httpx.AsyncClient:
+    """A client that believes neither the environment's proxies nor .netrc, and follows no redirect (B14).
+
+    `instance`: our mark, by which a gateway knows that it is asking itself (N11).
+    """
+    headers = {LOOP_MARKER: instance}
+    return httpx.AsyncClient(verify=tls, trust_env=False, follow_redirects=False, timeout=TIMEOUT, headers=headers)
 
 
 async def resolve(url: str) -> tuple[str, ...]:
@@ -84,6 +89,8 @@ async def _read(client: httpx.AsyncClient, state: BackendState, path: str) -> by
     url = httpx.URL(scheme=parts.scheme, host=address, port=parts.port, path=path)
     extensions = {"sni_hostname": parts.hostname}
     async with client.stream("GET", url, headers=headers, extensions=extensions) as response:
+        if response.status_code == 508:
+            raise ValueError("It is this gateway itself.")
         if response.status_code != 200:
             raise ValueError(f"{path} answered {response.status_code}")
         body = bytearray()
@@ -168,7 +175,7 @@ async def probe(client: httpx.AsyncClient, state: BackendState, *, tags: bool) -
             logger.warning("Backend %s answers again", state.name)
         state.failed_probes = 0
         state.problem = ""
-        state.probed = True
+        state.probed = state.answered = True
 
 
 def failed(state: BackendState, problem: str) -> None:
@@ -183,13 +190,18 @@ class Watch:
     """Probes one backend again and again, for as long as it is in the rules."""
 
     def __init__(
-        self, state: BackendState, tls: ssl.SSLContext | None, seconds: float, after_round: Callable[[], None]
+        self,
+        state: BackendState,
+        tls: ssl.SSLContext | None,
+        seconds: float,
+        after_round: Callable[[], None],
+        instance: bytes = b"",
     ) -> None:
         self.state = state
         self.seconds = seconds
         self._asked_at = 0.0
         self._after_round = after_round
-        self._client = make_client(tls or False)
+        self._client = make_client(tls or False, instance)
         self._wanted = asyncio.Event()
         self._round: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tags_at = 0.0

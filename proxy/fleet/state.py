@@ -37,7 +37,8 @@ class BackendState:
     backend: Backend
     pool: Pool
     version: str = ""
-    probed: bool = False
+    probed: bool = False  # asked at least once, with whatever outcome
+    answered: bool = False  # at least once
     failed_probes: int = 0
     problem: str = ""
     models: dict[str, InstalledModel] = field(default_factory=dict)
@@ -59,7 +60,7 @@ class BackendState:
 
     @property
     def is_up(self) -> bool:
-        return self.probed and self.failed_probes < PROBES_TO_GO_DOWN
+        return self.answered and self.failed_probes < PROBES_TO_GO_DOWN
 
     def has(self, model: str) -> bool:
         return model in self.models
