@@ -96,11 +96,13 @@ class Runtime:
     def _use(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
         for call in list(self.calls):
-            if call.key is not None and not self._may_go_on(call, snapshot):
+            if not self.may_go_on(call):
                 call.interrupt(Interruption.WITHDRAWN)
 
-    def _may_go_on(self, call: Call, snapshot: Snapshot) -> bool:
-        """Whether the rules, as they are now, would still let a running call in."""
+    def may_go_on(self, call: Call) -> bool:
+        """Whether the rules, as they are now, would still let a call in that they let in before."""
+        snapshot = self.snapshot
+        assert snapshot is not None
         assert call.key is not None
         key = snapshot.key(call.key.id, self.now())
         if key is None:

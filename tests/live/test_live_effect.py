@@ -14,6 +14,7 @@ from proxy import triggers
 from proxy.models import Backend
 from tenants.models import ApiKey, IPRule, Limit, User
 from tests.live.admin_forms import PASSWORD, USERNAME, Admin
+from usage.models import UsageRecord
 
 WITHIN = 1.0
 # What a busy machine may need now and then; the figures are printed, and nine in ten must be as promised.
@@ -285,3 +286,32 @@ async def test_l5_a_row_that_cannot_be_read_is_logged_and_hides_no_other_change(
             await figures.until(later_client, 200, time.monotonic())
         await ByUpdate(gateway).revoke(sound)
         await figures.until(client, 401, time.monotonic())
+
+
+async def test_a8_a_key_revoked_while_the_body_arrives_is_refused(make_gateway, fake):
+    gateway = make_gateway(FAILED_CREDENTIALS_PER_MINUTE="100000")
+    gateway.make_backend(fake.url)
+    row, key = gateway.make_key()
+    spared_row, spared = gateway.make_key("spared")
+    gateway.start()
+    body = json.dumps(chat(stream=False)).encode()
+    connections = []
+    for each in (key, spared):
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        head = f"POST /api/chat HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {each}\r\nConnection: close\r\n"
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:20])
+        connections.append((reader, writer))
+    async with gateway.client(key) as client:
+        await Figures().until(client, 200, time.monotonic())
+        before = len([call for call in fake.calls if call.path == "/api/chat"])
+        await ByUpdate(gateway).revoke(row)
+        await Figures().until(client, 401, time.monotonic())
+    answers = []
+    for reader, writer in connections:
+        writer.write(body[20:])
+        answers.append(await asyncio.wait_for(reader.read(), 10))
+        writer.close()
+    assert [int(answer.split()[1]) for answer in answers] == [401, 200]
+    assert len([call for call in fake.calls if call.path == "/api/chat"]) == before + 1
+    assert len(await gateway.wait_for_records(before + 1)) == before + 1
+    assert gateway.rows(UsageRecord).filter(api_key=spared_row).count() == 1
