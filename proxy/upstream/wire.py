@@ -12,7 +12,7 @@ import struct
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 
 import httptools
@@ -307,9 +307,9 @@ class Answer:
         """A header of which there is one; b"" for none, of several the last."""
         return self._fields.get(name, b"")
 
-    async def read(self) -> bytes:
+    def read(self) -> Awaitable[bytes]:
         """The next bytes of the body, READ_BYTES or a little more; b"" at its end. Raises BrokenAnswer."""
-        return await self._connection.read()
+        return self._connection.read()
 
     @property
     def ready(self) -> bool:
