@@ -63,7 +63,7 @@ class Runtime:
         self._nothing_runs = asyncio.Event()
         self.ledger = Ledger(self.configuration)
         self.ledger.start()
-        self.fleet = Fleet(self.configuration)
+        self.fleet = Fleet(self.configuration, self.instance)
         self._rules = RulesWatch(lambda tables: _call_soon(loop, self._apply, tables))
         self._rules.start()
         self._sweeper = asyncio.create_task(self._sweep_for_ever(), name="sweeper")

@@ -303,9 +303,9 @@ async def test_a8_a_key_revoked_while_the_body_arrives_is_refused(make_gateway, 
         connections.append((reader, writer))
     async with gateway.client(key) as client:
         await Figures().until(client, 200, time.monotonic())
-        before = len([call for call in fake.calls if call.path == "/api/chat"])
         await ByUpdate(gateway).revoke(row)
         await Figures().until(client, 401, time.monotonic())
+    before = len([call for call in fake.calls if call.path == "/api/chat"])
     answers = []
     for reader, writer in connections:
         writer.write(body[20:])
