@@ -9,6 +9,7 @@ from tests.factories import PASSWORD, make_admin
 
 pytestmark = pytest.mark.django_db
 
+
 class DeadCache(LocMemCache):
     def __init__(self, *args):
         super().__init__("dead", {})
