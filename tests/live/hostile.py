@@ -17,6 +17,7 @@ class HostileBackend:
             b"/api/ps": {"models": []},
         }
         self._pieces: tuple[bytes, ...] = ()
+        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self.requests = 0  # that are no probes
         self.sent = 0  # bytes of the last stream
 
@@ -27,6 +28,9 @@ class HostileBackend:
 
     async def __aexit__(self, *exc: object) -> None:
         self._server.close()
+        for writer in self._open.values():
+            writer.transport.abort()
+        await asyncio.gather(*self._open)
 
     @property
     def url(self) -> str:
@@ -36,6 +40,9 @@ class HostileBackend:
         self._pieces = pieces
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._open[task] = writer
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 path = head.split(b" ")[1]
@@ -49,6 +56,7 @@ class HostileBackend:
         except (asyncio.IncompleteReadError, OSError):
             pass
         finally:
+            del self._open[task]
             writer.transport.abort()
 
     async def _stream(self, writer: asyncio.StreamWriter) -> None:
