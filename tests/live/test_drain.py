@@ -50,7 +50,7 @@ async def test_l1_sigterm_lets_streams_end_and_tells_those_that_do_not(make_gate
     async with gateway.client(key) as client:
         short = [asyncio.create_task(lines_of(client, 25)) for _ in range(6)]
         long = [asyncio.create_task(lines_of(client, 5000)) for _ in range(6)]
-        await fake.saw_running(12)
+        await fake.saw_running(12, timeout=30)
         # A request that has begun to arrive may still be answered when the listener is closed.
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         writer.write(b"GET /readyz HTTP/1.1\r\n")
@@ -108,7 +108,7 @@ async def test_l1_a_call_whose_body_arrives_during_the_drain_is_refused_or_serve
 async def test_l1_restarts_under_streams_break_no_answer(make_gateway, capsys):
     fake = FakeProcess()
     try:
-        gateway = make_gateway(workers=2)
+        gateway = make_gateway()
         gateway.make_backend(fake.url, slots=256)
         _, key = gateway.make_key()
         gateway.start()
