@@ -50,7 +50,7 @@ def started(make_gateway, fake, **options):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("database_url", "workers", "kills"),
-    [("sqlite", 1, 3), pytest.param("postgresql", 4, 3, marks=pytest.mark.postgres)],
+    [("sqlite", 1, 3), pytest.param("postgresql", 2, 3, marks=pytest.mark.postgres)],
     indirect=["database_url"],
 )
 async def test_u1_kill_9_under_streams_leaves_one_record_for_each_call(

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxy.call import Call, Ids
@@ -113,6 +113,7 @@ numbers = st.one_of(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(["prompt_eval_count", "eval_count", "load_duration", "eval_duration"]), numbers))
 def test_u4_whatever_is_reported_fits_the_columns(final):
     meter = metered(orjson.loads(orjson.dumps(final, option=orjson.OPT_PASSTHROUGH_SUBCLASS)) if _fits(final) else {})

@@ -148,7 +148,9 @@ CALLS = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "Asia/Kathmandu"])
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(calls=st.lists(CALLS, min_size=1, max_size=20), order=st.lists(st.lists(st.integers(0, 19)), max_size=6))
 def test_u11_roll_ups_equal_records_whatever_is_replayed(row, tmp_path, settings, zone, calls, order):
     settings.TIME_ZONE = zone
