@@ -25,12 +25,21 @@ class Machine:
     def __init__(self):
         self.answers = {"/api/version": {"version": "0.33.0"}, "/api/tags": {"models": []}, "/api/ps": {"models": []}}
         self.heads = []
+        self.writers = []
 
     async def start(self):
         self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
         self.port = self.server.sockets[0].getsockname()[1]
 
+    async def stop(self):
+        """Closes all connections while their loop still runs."""
+        self.server.close()
+        for writer in self.writers:
+            writer.close()
+            await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
     async def serve(self, reader, writer):
+        self.writers.append(writer)
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 self.heads.append(head)
@@ -53,7 +62,7 @@ async def machine():
     made = Machine()
     await made.start()
     yield made
-    made.server.close()
+    await made.stop()
 
 
 @pytest.fixture
