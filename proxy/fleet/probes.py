@@ -233,7 +233,10 @@ class Watch:
                 self._asked_at = began
                 finished, self._round = self._round, asyncio.get_running_loop().create_future()
                 finished.set_result(None)
-                self._after_round()
+                try:
+                    self._after_round()
+                except Exception:
+                    logger.exception("What follows a probe of %s failed", self.state.name)  # the next must come (L5)
                 await asyncio.sleep(SHORTEST_PAUSE)
                 try:
                     async with asyncio.timeout(self.seconds):

@@ -13,11 +13,15 @@ from django.conf import settings as django_settings
 from django.db import OperationalError
 
 from proxy.errors import Interruption
+from proxy.fake_ollama import FakeOllama
+from proxy.fleet.probes import Watch
+from proxy.fleet.state import BackendState
 from proxy.ledger import Ledger, ledger
 from proxy.ledger.spool import Spool
 from proxy.runtime import Runtime
-from proxy.snapshot import Policy, Tables
+from proxy.snapshot import Backend, Policy, Tables
 from proxy.threads import WorkThread
+from proxy.upstream.wire import Endpoint, Pool
 from tests.proxy.spooled import opened_row
 
 PATIENCE = 10
@@ -183,6 +187,29 @@ async def test_l5_rules_that_cannot_be_put_in_force_leave_the_old_ones(runtime, 
     assert "could not be put in force" in caplog.text
     runtime._apply(Tables())
     assert runtime.snapshot is not old
+
+
+async def test_l5_a_backend_goes_on_being_probed_whatever_a_round_or_its_sequel_raises(caplog):
+    rounds = []
+
+    def sequel():
+        rounds.append(state.failed_probes)
+        if len(rounds) < 3:
+            raise RuntimeError("a bug")
+
+    async with FakeOllama(models=["llama3.2"]) as fake:
+        backend = Backend(1, "one", fake.url, True, 1, None, "wire")
+        state = BackendState(backend, Pool(Endpoint((), fake.port, None, "127.0.0.1", 1.0)))
+        pool, state.pool = state.pool, None  # a bug in the round itself
+        watch = Watch(state, None, 0.01, sequel)
+        await until(lambda: len(rounds) >= 3)
+        assert "failed in a way it should not" in caplog.text
+        assert "What follows a probe of one failed" in caplog.text
+        assert not state.is_up
+        state.pool = pool
+        await until(lambda: state.is_up and state.has("llama3.2:latest"))
+        watch.stop()
+        await asyncio.wait([watch._task])
 
 
 async def test_l5_a_thread_outlives_what_its_work_raises():
