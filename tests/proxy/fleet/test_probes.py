@@ -135,6 +135,8 @@ def test_b15_problems_are_told_in_our_own_words(error, text):
 async def test_b6_a_listing_that_trickles_for_ever_ends(client, monkeypatch):
     monkeypatch.setattr(probes, "QUESTION_SECONDS", 0.2)
 
+    ended = asyncio.Event()
+
     async def trickle(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
@@ -145,11 +147,13 @@ async def test_b6_a_listing_that_trickles_for_ever_ends(client, monkeypatch):
                 await asyncio.sleep(0.01)
         except ConnectionError:
             writer.close()
+            ended.set()
 
     server = await asyncio.start_server(trickle, "127.0.0.1", 0)
     state = make_state(f"http://localhost:{server.sockets[0].getsockname()[1]}", "127.0.0.1")
     await asyncio.wait_for(probe(client, state, tags=True), 10)
     assert "in time" in state.problem
+    await asyncio.wait_for(ended.wait(), 10)
     server.close()
 
 
