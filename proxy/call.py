@@ -52,6 +52,7 @@ class Call:
         "client_request_id",
         "context",
         "deadline",
+        "decides",
         "deadline_reason",
         "dialect",
         "dispatched_at",
@@ -111,6 +112,7 @@ class Call:
 
         self.backend: BackendState | None = None
         self.attempts = 0
+        self.decides = False  # whether a half-open breaker waits for how this call ends
         self.dispatched_at = 0.0
         self.first_byte_at = 0.0
         self.queue_seconds = 0.0

@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 access_log = logging.getLogger("proxy.access")
 
 MAX_ATTEMPTS = 2
+# What a large model makes on a slow machine; how long an answer in one piece may take is judged by it.
+SLOWEST_TOKENS_PER_SECOND = 5
 CLIENT_CLOSED_REQUEST = 499  # as nginx and Caddy have it
 
 # What an interruption is to the record (outcome), and to a client that still waits.
@@ -151,7 +153,7 @@ class Dispatch:
         call.dispatched_at = time.monotonic()
         # Until there is an answer to read: if the call ends now, the prompt may have been worked on.
         call.meter = Meter(ollama.usage, len(payload))
-        call.expect_within(self.runtime.configuration.first_byte_seconds, Interruption.FIRST_BYTE)
+        call.expect_within(self._patience(), Interruption.FIRST_BYTE)
         try:
             answer = await state.pool.exchange(self._request(state, payload))
             try:
@@ -174,7 +176,12 @@ class Dispatch:
             fleet.failed(state, str(exc))
             raise BadGateway("backend_broken", f"The backend gave no valid answer. Our id is {call.id}.") from None
         finally:
-            state.breaker.withdrew()
+            fleet.withdrew(call, state)
+
+    def _patience(self) -> float:
+        """Seconds until the head must be there. That of an answer in one piece comes with its last token."""
+        call, seconds = self.call, self.runtime.configuration.first_byte_seconds
+        return seconds if call.stream or not seconds else seconds + call.output_cap / SLOWEST_TOKENS_PER_SECOND
 
     def _request(self, state: BackendState, payload: bytes) -> tuple[bytes, bytes]:
         """Head and body, all of it written by us but for the allowed headers of the client."""

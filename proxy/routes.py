@@ -40,7 +40,7 @@ class Route:
     schema: Schema | None = None
     upstream: bytes = b""  # "METHOD path" of the request line towards the backend
     missing_model: tuple[int, str] = (400, "model is required")
-    unknown_model: str = "model '{}' not found"
+    unknown_model: str = "model '{0}' not found"  # {0}: the name as it was asked for, {1}: with its tag
     streams: bool = False
     reports_usage: bool = True
 
@@ -66,14 +66,14 @@ def _post(path: str, kind: Kind, schema: Schema, right: Right = Right.INFER, **o
 
 
 _NOT_FOUND = (404, "model '' not found")
-_PULL_FIRST = 'model "{}" not found, try pulling it first'
+_PULL_FIRST = 'model "{0}" not found, try pulling it first'
 
 _ROUTES: list[Route] = [
     *_get("/", Kind.ROOT, Right.NONE),
     *_get("/api/version", Kind.VERSION, Right.LIST),
     *_get("/api/tags", Kind.TAGS, Right.LIST),
     _get("/api/ps", Kind.PS, Right.LIST)[0],
-    _post("/api/show", Kind.SHOW, ollama.SHOW, Right.LIST),
+    _post("/api/show", Kind.SHOW, ollama.SHOW, Right.LIST, unknown_model="model '{1}' not found"),
     _post("/api/chat", Kind.GENERATION, ollama.CHAT, streams=True),
     _post("/api/generate", Kind.GENERATION, ollama.GENERATE, streams=True, missing_model=_NOT_FOUND),
     _post("/api/embed", Kind.EMBEDDING, ollama.EMBED, missing_model=_NOT_FOUND, unknown_model=_PULL_FIRST),

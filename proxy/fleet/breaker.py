@@ -25,10 +25,12 @@ class Breaker:
         """Whether a call should go elsewhere."""
         return self.open_until > now or (self.open_until > 0 and self.trying)
 
-    def begin(self, now: float) -> None:
-        """A call is sent; if the breaker is half-open, it is the one that decides."""
-        if 0 < self.open_until <= now:
+    def begin(self, now: float) -> bool:
+        """A call is sent; True if the breaker is half-open and this is the call that decides."""
+        if 0 < self.open_until <= now and not self.trying:
             self.trying = True
+            return True
+        return False
 
     def succeeded(self) -> None:
         self.failures = self.times_opened = 0

@@ -89,12 +89,12 @@ class Fleet:
             state = selection.choose(self._holders(call, now), name, now, tried)
             if state is not None:
                 state.take(name)
-                state.breaker.begin(now)
+                call.decides = state.breaker.begin(now)
             return state
 
         def give_back(state: BackendState) -> None:
             state.give_back(name)
-            state.breaker.withdrew()
+            self.withdrew(call, state)
 
         if not self.line.is_waited_for(name) and (state := place()) is not None:
             return state
@@ -114,6 +114,12 @@ class Fleet:
     def has_another(self, call: Call, tried: Collection[str]) -> bool:
         """Whether a backend that was not tried could serve a call."""
         return any(state.name not in tried for state in self._holders(call, time.monotonic()))
+
+    def withdrew(self, call: Call, state: BackendState) -> None:
+        """A call is over. If it was to decide about a half-open breaker and did not, the next one will."""
+        if call.decides:
+            call.decides = False
+            state.breaker.withdrew()
 
     def release(self, state: BackendState, model: str) -> None:
         state.give_back(model)
@@ -205,7 +211,7 @@ class Fleet:
             return Unavailable("no_backend", "No backend is set up yet. An administrator can add one.", retry_after=30)
         if holders or not self._up():
             return Unavailable("no_backend", "No backend that has this model answers now. Try again.", retry_after=5)
-        return NotFound("model_not_found", call.route.unknown_model.format(call.asked))
+        return NotFound("model_not_found", call.route.unknown_model.format(call.asked, call.model.asked.canonical))
 
     def _add(self, backend: Backend) -> None:
         try:

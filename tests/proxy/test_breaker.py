@@ -74,9 +74,11 @@ def test_b12_after_a_good_return_the_next_pause_is_short_again(breaker):
 def test_b11_a_deciding_call_that_tells_nothing_leaves_the_decision_to_the_next(breaker):
     fail_until_open(breaker)
     now = breaker.open_until
-    breaker.begin(now)
+    assert breaker.begin(now)
+    assert not breaker.begin(now), "one call decides"
     breaker.withdrew()
     assert not breaker.is_open(now)
+    assert breaker.begin(now)
 
 
 def test_b12_faults_of_calls_that_were_under_way_do_not_lengthen_the_pause(breaker):
