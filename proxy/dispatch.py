@@ -64,12 +64,14 @@ class Dispatch:
         self.call = call
         self.client = client
         self.prices = runtime.rules().tables.prices
+        self.row: Row = []
+        self.settled = False
 
     async def run(self, request: Request) -> Refusal | None:
         """Returns the refusal that the client is still owed, if any. Raises Refusal where nothing was admitted."""
         call = self.call
         payload = orjson.dumps(request)
-        row = self._admit()
+        self.row = self._admit()
         call.task = asyncio.current_task()
         self.runtime.began(call)
         refusal: Refusal | None = None
@@ -90,7 +92,8 @@ class Dispatch:
         finally:
             call.running = False
             self.client.stop_watching()
-            self._settle(row, refusal)
+            self._settle(refusal)
+            self.runtime.ended(call)
         return None if call.interruption is Interruption.CLIENT_GONE else refusal
 
     def _admit(self) -> Row:
@@ -207,7 +210,8 @@ class Dispatch:
         assert call.model is not None
         installed = state.models.get(call.model.served.canonical)
         call.model_digest = installed.digest if installed is not None else ""
-        relay = Relay(call, self.client, answer, self._headers(), self.runtime.configuration.gap_seconds)
+        gap = self.runtime.configuration.gap_seconds
+        relay = Relay(call, self.client, answer, self._headers(), gap, self._settle)
         await relay.run(self._meter(answer, prompt_bytes))
         if call.error in ("", "incomplete"):
             state.breaker.succeeded()
@@ -279,9 +283,16 @@ class Dispatch:
         retry_after = 2.0 if kind is Unavailable else None
         return kind(reason.value, f"{message} Our id is {call.id}.", retry_after=retry_after)
 
-    def _settle(self, row: Row, refusal: Refusal | None) -> None:
-        """Never awaits, so nothing can come between a call's end and its record."""
-        call, runtime = self.call, self.runtime
+    def _settle(self, refusal: Refusal | None = None) -> None:
+        """Settles limits and closes the record, once. Never awaits, so nothing can come between.
+
+        The relay calls it before the last bytes leave: a client that has its whole answer has its record, whatever
+        happens to this process then (U1).
+        """
+        if self.settled:
+            return
+        self.settled = True
+        call, runtime, row = self.call, self.runtime, self.row
         if refusal is not None:
             call.status = call.status or refusal.status
             call.error = call.error or refusal.code
@@ -295,7 +306,6 @@ class Dispatch:
             runtime.limits.settle(call.reservation, Amounts(tokens + completion, row[AT["cost_nano"]] or 0))
         else:
             runtime.limits.release(call.reservation)
-        runtime.ended(call)
         metrics.observe_call(call, tokens, completion)
         if runtime.configuration.access_log:
             self._log(row)

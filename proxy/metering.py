@@ -130,6 +130,10 @@ class LineMeter(Meter):
 
     def feed(self, chunk: bytes) -> bytes:
         # Most chunks are one whole line.
+        if not self._line and chunk.count(b"\n") == 1 and chunk.endswith(b"}\n"):
+            self.counted += 1
+            self._last = chunk
+            return chunk
         if self._line or not chunk.endswith(b"\n"):
             chunk = self._whole_lines(chunk)
         if chunk.count(b"\n") > 1:

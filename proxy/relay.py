@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Callable
 
 import orjson
 
@@ -101,12 +102,22 @@ def _error_text(raw: bytes) -> str:
 class Relay:
     """Passes one good answer on. `run` raises BrokenAnswer only while nothing was sent to the client."""
 
-    def __init__(self, call: Call, client: Client, answer: Answer, headers: Headers, gap_seconds: float) -> None:
+    def __init__(
+        self,
+        call: Call,
+        client: Client,
+        answer: Answer,
+        headers: Headers,
+        gap_seconds: float,
+        before_end: Callable[[], None],
+    ) -> None:
+        """`before_end` is called when the outcome is known, before the last bytes leave."""
         self.call = call
         self.client = client
         self.answer = answer
         self.headers = headers
         self.gap_seconds = gap_seconds
+        self.before_end = before_end
 
     async def run(self, meter: Meter) -> None:
         """Relays to the end; sets the call's outcome."""
@@ -155,9 +166,9 @@ class Relay:
         meter.finish()
         # The last object tells whether the answer is whole; the connection does not (B3).
         if meter.complete or meter.error:
-            await self._end(self._scrubbed(lines + meter.rest))
             call.outcome = "failed" if meter.error else "ok"
             call.error = "backend_error" if meter.error else ""
+            await self._end(self._scrubbed(lines + meter.rest))
         else:
             await self._break_off(lines, broken)
 
@@ -204,13 +215,12 @@ class Relay:
             raise BrokenAnswer("an answer that is not whole")
         if meter.error and not call.headers_sent:
             raise BrokenAnswer(f"an error in a good answer: {meter.error[:500]}")
+        call.outcome = "ok" if meter.complete else "failed"
+        call.error = "" if meter.complete else "incomplete"
         if not call.headers_sent:
             self.headers.append((b"content-length", b"%d" % len(held)))
             await self._start()
         await self._end(bytes(held))
-        call.outcome = "ok" if meter.complete else "failed"
-        if not meter.complete:
-            call.error = "incomplete"
 
     async def _start(self) -> None:
         self.call.status = 200
@@ -221,12 +231,13 @@ class Relay:
         call = self.call
         call.bytes_out += len(chunk)
         # How long a client may take to read is its server's to judge (N6), and no fault of the backend.
-        call.expect_within(0, Interruption.GAP)
+        call.deadline = 0.0
         await self.client.write(chunk)
 
     async def _end(self, chunk: bytes) -> None:
         self.call.bytes_out += len(chunk)
-        self.call.expect_within(0, Interruption.GAP)
+        self.call.deadline = 0.0
+        self.before_end()
         await self.client.end(chunk)
 
     @property

@@ -266,7 +266,12 @@ class Connection(asyncio.BufferedProtocol):
                 return b""
             if self._error is not None:
                 raise BrokenAnswer(self._error)
-            await self._changed()
+            # As _changed() does; without a coroutine of its own for each chunk of a stream.
+            self._waiter = waiter = self._loop.create_future()
+            try:
+                await waiter
+            finally:
+                self._waiter = None
         data = self._chunks.popleft()
         self._buffered -= len(data) + PIECE_COST
         if self._chunks:
