@@ -119,7 +119,7 @@ def resolve_model(snapshot: Snapshot, key: Key, route: Route, asked: object) -> 
         raise BadRequest(str(exc), "invalid_model_name") from None
     if not model.allowed:
         # As for a model that does not exist: which models others have is not for this key to know.
-        raise NotFound("model_not_allowed", route.unknown_model.format(asked, model.asked.canonical))
+        raise NotFound("model_not_allowed", route.unknown_model.format(asked, model.asked.shown))
     return model
 
 

@@ -24,6 +24,7 @@ class ModelName:
     canonical: str  # lower case, without the default host and namespace, always with a tag
     upstream: str  # the same, without a tag that was not given
     cloud: bool  # Ollama would forward it to ollama.com
+    shown: str  # as canonical, in the case it was given: how Ollama speaks of it
 
 
 @lru_cache(maxsize=4096)
@@ -53,11 +54,12 @@ def parse(name: str) -> ModelName:
         base = f"{host}/{namespace}/{model}"
     elif namespace.lower() != DEFAULT_NAMESPACE:
         base = f"{namespace}/{model}"
+    shown = f"{base}:{tag or DEFAULT_TAG}"
     base = base.lower()
     canonical = f"{base}:{tag.lower() or DEFAULT_TAG}"
     if len(canonical) > MAX_LENGTH:
         raise InvalidModelName("invalid model name")
-    return ModelName(canonical, canonical if tag else base, cloud)
+    return ModelName(canonical, canonical if tag else base, cloud, shown)
 
 
 def _split_path(path: str) -> tuple[str, str]:

@@ -211,7 +211,7 @@ class Fleet:
             return Unavailable("no_backend", "No backend is set up yet. An administrator can add one.", retry_after=30)
         if holders or not self._up():
             return Unavailable("no_backend", "No backend that has this model answers now. Try again.", retry_after=5)
-        return NotFound("model_not_found", call.route.unknown_model.format(call.asked, call.model.asked.canonical))
+        return NotFound("model_not_found", call.route.unknown_model.format(call.asked, call.model.asked.shown))
 
     def _add(self, backend: Backend) -> None:
         try:

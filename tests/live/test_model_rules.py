@@ -76,13 +76,23 @@ async def test_m1_all_spellings_are_one_decision_and_one_record(gateway, fake, s
     assert (record.model, record.completion_tokens) == ("llama3.2:latest", 7)
 
 
-@pytest.mark.parametrize("spelling", ["qwen3:8b", "QWEN3:8B", "library/qwen3:8b", "gpt-4o", "llama3.2:3b", "nope"])
-async def test_m1_another_model_is_not_found_by_a_key_that_may_not_use_it(gateway, fake, spelling):
+@pytest.mark.parametrize(
+    ("spelling", "with_tag"),
+    [
+        ("qwen3:8b", "qwen3:8b"),
+        ("QWEN3:8B", "QWEN3:8B"),
+        ("library/qwen3:8b", "qwen3:8b"),
+        ("gpt-4o", "gpt-4o:latest"),
+        ("llama3.2:3b", "llama3.2:3b"),
+        ("nope", "nope:latest"),
+    ],
+)
+async def test_m1_another_model_is_not_found_by_a_key_that_may_not_use_it(gateway, fake, spelling, with_tag):
     async with gateway.client(gateway.bound_key) as client:
         with no_calls(fake):
-            for path in ("/api/chat", "/api/generate", "/api/show"):
+            for path, said in (("/api/chat", spelling), ("/api/generate", spelling), ("/api/show", with_tag)):
                 answer = await client.post(path, json=chat(model=spelling))
-                assert (answer.status_code, answer.json()) == (404, {"error": f"model '{spelling}' not found"})
+                assert (answer.status_code, answer.json()) == (404, {"error": f"model '{said}' not found"})
             for path in ("/api/embed", "/api/embeddings"):
                 answer = await client.post(path, json={"model": spelling, "input": "x", "prompt": "x"})
                 expected = f'model "{spelling}" not found, try pulling it first'
