@@ -1,6 +1,7 @@
 """The composition root: what is answered by the data plane, and what by Django."""
 
 import os
+from collections.abc import Awaitable
 
 import django
 
@@ -22,12 +23,11 @@ calls = GatewayConsumer.as_asgi(runtime=gateway)
 pages = get_asgi_application()
 
 
-async def http(scope: Scope, receive: Receive, send: Send) -> None:
+def http(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
     path = scope.get("raw_path") or scope["path"].encode()
     if belongs_to_calls(path) and not (path == b"/" and _wants_pages(scope)):
-        await calls(scope, receive, send)
-    else:
-        await pages(scope, receive, send)  # type: ignore[arg-type]  # ASGI's events are mappings of any kind
+        return calls(scope, receive, send)  # type: ignore[no-any-return]  # Channels has no types
+    return pages(scope, receive, send)  # type: ignore[arg-type]  # ASGI's events are mappings of any kind
 
 
 def _wants_pages(scope: Scope) -> bool:

@@ -42,7 +42,9 @@ class Client:
                 raise BadRequest("Content-Length is no number")
             if int(declared) > limit:
                 raise _too_large(limit)
-        event = await self._next()
+        event = await self._receive()
+        if event["type"] == "http.disconnect":
+            raise ClientGone
         if not event.get("more_body"):
             body = event.get("body", b"")
             if len(body) > limit:

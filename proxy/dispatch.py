@@ -130,7 +130,10 @@ class Dispatch:
         tried: list[str] = []
         fleet.call_began()
         while True:
-            state = await (self._slot(tried) if needs_slot else fleet.any_holder(call, tried))
+            if needs_slot:
+                state = fleet.free_slot_for(call, tried) or await self._wait_for_slot(tried)
+            else:
+                state = await fleet.any_holder(call, tried)
             try:
                 tried.append(state.name)
                 if await self._attempt(state, payload, tried):
@@ -139,7 +142,7 @@ class Dispatch:
                 if needs_slot:
                     fleet.release(state, call.model.served.canonical)
 
-    async def _slot(self, tried: list[str]) -> BackendState:
+    async def _wait_for_slot(self, tried: list[str]) -> BackendState:
         call = self.call
         began = time.monotonic()
         call.expect_within(self.runtime.configuration.line_seconds, Interruption.LINE)

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import orjson
 
@@ -119,16 +119,13 @@ class Relay:
         self.gap_seconds = gap_seconds
         self.before_end = before_end
 
-    async def run(self, meter: Meter) -> None:
+    def run(self, meter: Meter) -> Awaitable[None]:
         """Relays to the end; sets the call's outcome."""
         call = self.call
         call.meter = meter
         self._check()
         call.expect_within(self.gap_seconds, Interruption.GAP)
-        if isinstance(meter, LineMeter):
-            await self._stream(meter)
-        else:
-            await self._unary(meter)
+        return self._stream(meter) if isinstance(meter, LineMeter) else self._unary(meter)
 
     def _check(self) -> None:
         check_encoding(self.answer)

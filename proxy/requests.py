@@ -28,7 +28,10 @@ async def read_request(call: Call, client: Client, snapshot: Snapshot, configura
         raise UnsupportedEncoding("unsupported_encoding", "Send the body without Content-Encoding.")
     raw = await client.body(configuration.max_body_bytes)
     call.bytes_in = len(raw)
-    request = await _object_in(raw, call.route.schema)
+    if len(raw) <= body.COUNTED_ABOVE:
+        request = body.read(raw, call.route.schema)
+    else:
+        request = await _object_in(raw, call.route.schema)
     asked = _one_name(request) if call.route.kind is Kind.SHOW else request.get("model")
     call.model = resolve_model(snapshot, call.key, call.route, asked)
     call.asked = str(asked).strip()
@@ -42,8 +45,6 @@ async def read_request(call: Call, client: Client, snapshot: Snapshot, configura
 
 async def _object_in(raw: bytes, schema: body.Schema) -> Request:
     """Other calls go on between the steps of reading a large body (J6)."""
-    if len(raw) <= body.COUNTED_ABOVE:
-        return body.read(raw, schema)
     for _ in body.weighing(raw):
         await asyncio.sleep(0)
     request = body.parsed(raw)

@@ -5,6 +5,7 @@ import logging
 import ssl
 import time
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -76,32 +77,43 @@ class Fleet:
             for task in late:
                 task.cancel()
 
-    async def slot_for(self, call: Call, tried: Collection[str] = ()) -> BackendState:
-        """A slot on a backend for one call; the caller gives it back with `release`.
+    def free_slot_for(self, call: Call, tried: Collection[str] = ()) -> BackendState | None:
+        """A slot on a backend for one call if one is free and nobody waits; the caller gives it back with `release`.
 
-        `tried`: names of backends that failed this call already. Raises NotFound, BadRequest, Unavailable.
+        `tried`: names of backends that failed this call already.
+        """
+        assert call.model is not None
+        if self.line.is_waited_for(call.model.served.canonical):
+            return None
+        return self._place(call, tried)
+
+    async def slot_for(self, call: Call, tried: Collection[str] = ()) -> BackendState:
+        """A slot on a backend for one call, if need be after a wait; the caller gives it back with `release`.
+
+        Raises NotFound, BadRequest, Unavailable.
         """
         assert call.model is not None
         name = call.model.served.canonical
-
-        def place() -> BackendState | None:
-            now = time.monotonic()
-            state = selection.choose(self._holders(call, now), name, now, tried)
-            if state is not None:
-                state.take(name)
-                call.decides = state.breaker.begin(now)
-            return state
 
         def give_back(state: BackendState) -> None:
             state.give_back(name)
             self.withdrew(call, state)
 
-        if not self.line.is_waited_for(name) and (state := place()) is not None:
+        if (state := self.free_slot_for(call, tried)) is not None:
             return state
         await self._check_served(call, tried)
-        if not self.line.is_waited_for(name) and (state := place()) is not None:
+        if (state := self.free_slot_for(call, tried)) is not None:
             return state
-        return await self.line.wait(name, place, give_back)
+        return await self.line.wait(name, partial(self._place, call, tried), give_back)
+
+    def _place(self, call: Call, tried: Collection[str]) -> BackendState | None:
+        assert call.model is not None
+        name, now = call.model.served.canonical, time.monotonic()
+        state = selection.choose(self._holders(call, now), name, now, tried)
+        if state is not None:
+            state.take(name)
+            call.decides = state.breaker.begin(now)
+        return state
 
     async def any_holder(self, call: Call, tried: Collection[str] = ()) -> BackendState:
         """A backend to ask about a model; takes no slot. Raises NotFound, Unavailable."""

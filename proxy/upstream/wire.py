@@ -348,21 +348,19 @@ class Pool:
         A pooled connection that the backend had closed before the request reached it is replaced, once (B13).
         Raises Unreachable (nothing was sent), BrokenAnswer.
         """
-        connection = self._pooled()
-        if connection is not None:
+        connection = self._pooled() or await self._connect()
+        while True:
             try:
-                return await self._on(connection, request)
+                await connection.send(request)
             except StaleConnection:
-                pass
-        return await self._on(await self._connect(), request)
-
-    async def _on(self, connection: Connection, request: Sequence[bytes]) -> Answer:
-        try:
-            await connection.send(request)
-        except BaseException:
-            connection.abort()
-            raise
-        return Answer(connection, self)
+                # A fresh connection is never stale, so this happens once.
+                connection.abort()
+                connection = await self._connect()
+            except BaseException:
+                connection.abort()
+                raise
+            else:
+                return Answer(connection, self)
 
     def _pooled(self) -> Connection | None:
         # The most recently used first: the others grow old and are dropped.
