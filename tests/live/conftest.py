@@ -23,7 +23,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory, django_db_blocker: Any) -> Path:
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory, django_db_setup: None, django_db_blocker: Any) -> Path:
+    # After Django has made its test databases: it would make one for each alias that a gateway adds.
     path = tmp_path_factory.mktemp("template") / "gateway.sqlite3"
     with django_db_blocker.unblock():
         migrated_sqlite(path)
