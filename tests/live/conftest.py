@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from proxy.fake_ollama import FakeOllama
 from tests.live.gateway import Gateway, copied_sqlite, migrated_sqlite
+from tests.live.raw import RawClient
 
 # The tests look at the gateway's database between awaits; it is another process that must not be blocked.
 os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
@@ -85,3 +86,10 @@ def gateway(make_gateway: Callable[..., Gateway], fake: FakeOllama) -> Gateway:
     made.make_backend(fake.url)
     made.key_row, made.key = made.make_key()
     return made.start()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def raw(gateway: Gateway) -> AsyncIterator[RawClient]:
+    """Bytes on a socket, for modules whose tests share a gateway and a loop."""
+    async with RawClient(gateway.port) as client:
+        yield client

@@ -74,3 +74,7 @@ class RawClient:
             assert await reader.readexactly(2) == b"\r\n"
             return body
         return await reader.readexactly(int((answer.all("content-length") or ["0"])[0]))
+
+
+def bearer(key: str) -> tuple[bytes, bytes]:
+    return b"Authorization", b"Bearer " + key.encode()

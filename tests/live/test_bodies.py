@@ -38,12 +38,6 @@ def fake(shared_fake):
     return shared_fake
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def raw(gateway):
-    async with RawClient(gateway.port) as client:
-        yield client
-
-
 async def post(raw, gateway, body, *headers, path="/api/chat"):
     body = body if isinstance(body, bytes) else orjson.dumps(body)
     return await raw.ask("POST", path, (b"Authorization", b"Bearer " + gateway.key.encode()), *headers, body=body)

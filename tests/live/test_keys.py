@@ -15,7 +15,7 @@ from django.utils import timezone
 from proxy.fake_ollama import FakeOllama
 from tenants.keys import make_clear_text
 from tenants.models import ApiKey, IPRule, Tenant, User
-from tests.live.raw import RawClient
+from tests.live.raw import RawClient, bearer
 from tests.live.seen import no_calls
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -44,16 +44,6 @@ async def gateway(make_shared_gateway, shared_fake):
 def fake(shared_fake):
     shared_fake.clear_faults()
     return shared_fake
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def raw(gateway):
-    async with RawClient(gateway.port) as client:
-        yield client
-
-
-def bearer(key):
-    return (b"Authorization", b"Bearer " + key.encode())
 
 
 # A5: raw, because client libraries tidy up

@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from proxy.fake_ollama import FakeOllama
 from proxy.fake_ollama.faults import HOSTILE_HEADERS
-from tests.live.raw import RawClient
+from tests.live.raw import RawClient, bearer
 from tests.live.seen import new_calls, no_calls
 from tests.proxy.odd_paths import MANAGEMENT, odd_spellings
 
@@ -37,16 +37,6 @@ async def gateway(make_shared_gateway, shared_fake):
 def fake(shared_fake):
     shared_fake.clear_faults()
     return shared_fake
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def raw(gateway):
-    async with RawClient(gateway.port) as client:
-        yield client
-
-
-def bearer(key):
-    return (b"Authorization", b"Bearer " + key.encode())
 
 
 def not_found(path, answer):
