@@ -99,6 +99,13 @@ def _error_text(raw: bytes) -> str:
     return error if isinstance(error, str) else raw.decode("utf-8", "replace").strip()
 
 
+def _renaming(call: Call) -> tuple[bytes, bytes] | None:
+    """How a backend's answers begin and how the client's do, where it asked by another spelling or an alias."""
+    if call.model is None or call.asked == call.model.served.upstream:
+        return None
+    return b'{"model":' + go_json(call.model.served.upstream), b'{"model":' + go_json(call.asked)
+
+
 class Relay:
     """Passes one good answer on. `run` raises BrokenAnswer only while nothing was sent to the client."""
 
@@ -118,6 +125,7 @@ class Relay:
         self.headers = headers
         self.gap_seconds = gap_seconds
         self.before_end = before_end
+        self.renaming = _renaming(call)
 
     def run(self, meter: Meter) -> Awaitable[None]:
         """Relays to the end; sets the call's outcome."""
@@ -155,7 +163,7 @@ class Relay:
                 if answer.at_end:
                     break  # goes out together with the end
                 if lines:
-                    await self._write(self._scrubbed(lines))
+                    await self._write(self._mended(lines))
                     lines = b""
                 call.expect_within(self.gap_seconds, Interruption.GAP)
         except BrokenAnswer as exc:
@@ -165,9 +173,21 @@ class Relay:
         if meter.complete or meter.error:
             call.outcome = "failed" if meter.error else "ok"
             call.error = "backend_error" if meter.error else ""
-            await self._end(self._scrubbed(lines + meter.rest))
+            await self._end(self._mended(lines + meter.rest))
         else:
             await self._break_off(lines, broken)
+
+    def _mended(self, lines: bytes) -> bytes:
+        """Whole lines of a stream as the client gets them."""
+        if self.renaming is not None:
+            lines = b"\n".join([self._renamed(line) for line in lines.split(b"\n")])
+        return self._scrubbed(lines)
+
+    def _renamed(self, line: bytes) -> bytes:
+        """A line that begins with the model's name, with the name that the client asked by (design §11)."""
+        assert self.renaming is not None
+        served, asked = self.renaming
+        return asked + line[len(served) :] if line.startswith(served) else line
 
     def _scrubbed(self, lines: bytes) -> bytes:
         """The lines with a backend's errors in words that may leave the house."""
@@ -192,7 +212,7 @@ class Relay:
         logger.warning("Backend %s broke off %s: %s", self._backend, call.id, why)
         call.outcome, call.error = "failed", "broken_stream" if broken else "incomplete"
         message = f"The backend broke off its answer. Our request id is {call.id}."
-        await self._end(self._scrubbed(lines) + call.dialect.stream_error(502, call.error, message, call.id))
+        await self._end(self._mended(lines) + call.dialect.stream_error(502, call.error, message, call.id))
 
     async def _unary(self, meter: Meter) -> None:
         call, answer = self.call, self.answer
@@ -203,6 +223,7 @@ class Relay:
             held += meter.feed(chunk)
             if call.headers_sent or len(held) > HELD_BYTES:
                 if not call.headers_sent:
+                    held = self._begun(held)
                     await self._start()
                 await self._write(bytes(held))
                 held.clear()
@@ -215,9 +236,14 @@ class Relay:
         call.outcome = "ok" if meter.complete else "failed"
         call.error = "" if meter.complete else "incomplete"
         if not call.headers_sent:
+            held = self._begun(held)
             self.headers.append((b"content-length", b"%d" % len(held)))
             await self._start()
         await self._end(bytes(held))
+
+    def _begun(self, held: bytearray) -> bytearray:
+        """The beginning of an answer in one piece, where the model's name stands."""
+        return held if self.renaming is None else bytearray(self._renamed(bytes(held)))
 
     async def _start(self) -> None:
         self.call.status = 200

@@ -71,9 +71,24 @@ async def test_m1_all_spellings_are_one_decision_and_one_record(gateway, fake, s
         async with gateway.client(gateway.bound_key) as client:
             answer = await client.post("/api/chat", json=chat(model=spelling, stream=False))
     assert answer.status_code == 200
+    assert answer.json()["model"] == spelling.strip(), "as Ollama does: the name that was sent"
     assert seen[0].json["model"] in ("llama3.2", "llama3.2:latest")
     record = await gateway.record(answer.headers["x-request-id"])
     assert (record.model, record.completion_tokens) == ("llama3.2:latest", 7)
+
+
+async def test_m1_a_stream_and_an_embedding_bear_the_name_that_was_asked(gateway, fake):
+    async with gateway.client(gateway.key) as client:
+        for asked in ("LLAMA3.2", "gpt-4o", "llama3.2"):
+            text = json.dumps({"model": "llama3.2"})
+            body = chat(model=asked, messages=[{"role": "user", "content": text}], options={"num_predict": 5})
+            answer = await client.post("/api/chat", json=body)
+            lines = [json.loads(line) for line in answer.text.splitlines()]
+            assert [line["model"] for line in lines] == [asked] * len(lines)
+            assert lines[-1]["done"]
+        answer = await client.post("/api/embed", json={"model": "Nomic-Embed-Text", "input": "x"})
+        assert answer.json()["model"] == "Nomic-Embed-Text"
+        assert len(answer.content) == int(answer.headers["content-length"])
 
 
 @pytest.mark.parametrize(
