@@ -5,6 +5,7 @@ import asyncio
 import os
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -44,7 +45,9 @@ def main() -> None:
     fast_sides = Sides(fast, directory)
     paced_sides = Sides(paced, directory)
     idle = processes.rss_bytes(fast_sides.gateway.process.pid)
+    at_rest = cost(partial(fast_sides.pids, "gateway"), partial(time.sleep, 6), 6)
     print(f"start-up: ready after {fast_sides.ready:.2f} s; idle memory {idle / 2**20:.0f} MiB")
+    print(f"at rest: {at_rest / 1000:.1f} ms of CPU a second, for probes and the poll of the rules")
     try:
         report(measure(options, fast_sides, paced_sides))
         idle_streams(paced_sides)
