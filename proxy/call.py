@@ -75,7 +75,6 @@ class Call:
         "reservation",
         "route",
         "running",
-        "segment",
         "started_at",
         "started_epoch",
         "status",
@@ -124,7 +123,6 @@ class Call:
         self.outcome = ""
         self.error = ""
         self.headers_sent = False
-        self.segment: Any = None  # the spool segment that holds its open entry
 
         self.task: asyncio.Task[Any] | None = None
         self.running = True

@@ -60,10 +60,6 @@ class MethodNotAllowed(Refusal):
     status = 405
 
 
-class RequestTimeout(Refusal):
-    status = 408
-
-
 class TooLarge(Refusal):
     status = 413
 

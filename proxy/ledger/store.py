@@ -21,11 +21,10 @@ from django.db import (
 )
 
 from proxy.ledger.rows import AT, COLUMNS, Row
+from usage.rollups import BUCKET, MEASURES, OWNER, SUCCESSES, day_of
 
 logger = logging.getLogger(__name__)
 
-BUCKET_SECONDS = 15 * 60
-SUCCESSES = frozenset(("ok", "cached", "coalesced"))
 # The last use of a key is noted at most this often (S3).
 LAST_USED_SECONDS = 60
 
@@ -34,13 +33,11 @@ _MALFORMED = (ValueError, TypeError, ArithmeticError, LookupError, AttributeErro
 
 _NAMES = ", ".join(COLUMNS)
 _ROWS_PER_STATEMENT = 100
-_MARKS = ", ".join(["%s"] * len(COLUMNS))
-_SUMS = (
-    "requests", "failures", "estimated", "unpriced",
-    "prompt_tokens", "completion_tokens", "cost_nano", "decode_us", "total_us",
-)  # fmt: skip
-_OWNERS = "tenant_id, user_id, api_key_id, model, backend"
-_STARTED, _FINISHED, _STREAM, _ESTIMATED = AT["started_at"], AT["finished_at"], AT["stream"], AT["estimated"]
+_SUMS = tuple(MEASURES)  # the order in which _add_sums counts
+_OWNERS = ", ".join(OWNER)
+_BUCKET_SECONDS = int(BUCKET.total_seconds())
+_SUCCESSES = frozenset(SUCCESSES)
+_STARTED, _FINISHED, _ESTIMATED = AT["started_at"], AT["finished_at"], AT["estimated"]
 
 
 class Store:
@@ -98,14 +95,14 @@ class Store:
     def _add_sums(self, cursor: Any, rows: Iterable[Row]) -> None:
         buckets: dict[tuple[Any, ...], list[int]] = {}
         for row in rows:
-            start = int(row[_STARTED]) // BUCKET_SECONDS * BUCKET_SECONDS
+            start = int(row[_STARTED]) // _BUCKET_SECONDS * _BUCKET_SECONDS
             owner = (start, row[4], row[6], row[9], row[13], row[11])
             sums = buckets.get(owner)
             if sums is None:
                 sums = buckets[owner] = [0] * len(_SUMS)
             cost = row[37]
             sums[0] += 1
-            sums[1] += row[19] not in SUCCESSES
+            sums[1] += row[19] not in _SUCCESSES
             sums[2] += bool(row[_ESTIMATED])
             sums[3] += cost is None
             sums[4] += row[29]
@@ -127,7 +124,7 @@ class Store:
         return connections[self.using].ops.adapt_datetimefield_value(datetime.fromtimestamp(epoch, UTC))
 
     def _day_of_bucket(self, start: int) -> Any:
-        day = datetime.fromtimestamp(start, self.zone).date()
+        day = day_of(datetime.fromtimestamp(start, UTC), self.zone)
         return connections[self.using].ops.adapt_datefield_value(day)
 
     def _note_use(self, cursor: Any, rows: Iterable[Row]) -> dict[int, float]:
