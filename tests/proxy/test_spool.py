@@ -271,6 +271,8 @@ def test_s1_beyond_the_rows_in_memory_they_are_read_from_the_file(root, monkeypa
 
 
 CHILD = """
+import django
+django.setup()  # the ledger's package reads the models
 import sys
 from pathlib import Path
 from proxy.ledger.spool import Spool
