@@ -252,7 +252,7 @@ async def test_b9_an_error_in_mid_stream_is_told_without_the_machine_and_logged_
 
 
 async def test_b4_each_wait_has_a_deadline_of_its_own(gateway, fake, client):
-    fail_once(fake, path="/api/chat", hang_before_headers=True)
+    fail_once(fake, path="/api/chat", model="llama3.2", hang_before_headers=True)
     fail_once(fake, path="/api/generate", hang_after_chunks=2)
     fail_once(fake, path="/api/embed", hang_before_headers=True)
     fail_once(fake, model="qwen3:8b", infinite=True, gap=0.2)
