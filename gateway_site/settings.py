@@ -18,6 +18,8 @@ ALLOWED_HOSTS = env.items("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
 CSRF_TRUSTED_ORIGINS = env.items("CSRF_TRUSTED_ORIGINS")
 SITE_URL = env.text("SITE_URL", "http://localhost:8080").rstrip("/")
 HTTPS = SITE_URL.startswith("https://")
+# Set by `manage.py demo`: every page says that it shows one.
+DEMO = env.flag("DEMO", False)
 
 # The HMAC key of every API key's digest. The first signs, the others are still recognised, for rotation.
 KEY_PEPPER, *KEY_PEPPER_FALLBACKS = (
@@ -66,6 +68,7 @@ TEMPLATES = [
                 "django.template.context_processors.request",
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
+                "tenants.context.site",
             ],
         },
     },
@@ -142,6 +145,7 @@ USE_I18N = False
 
 STATIC_URL = "static/"
 STATIC_ROOT = BASE_DIR / "staticfiles"
+STATICFILES_DIRS = [BASE_DIR / "static"]
 SERVESTATIC_USE_FINDERS = True
 SERVESTATIC_AUTOREFRESH = DEBUG
 
