@@ -60,6 +60,7 @@ class Call:
         "error",
         "first_byte_at",
         "headers_sent",
+        "hides_usage",
         "id",
         "interruption",
         "key",
@@ -108,6 +109,7 @@ class Call:
         self.adjusted: Sequence[str] = ()
         self.context = 0  # the num_ctx it asks for
         self.answered_as_unloaded = False
+        self.hides_usage = False  # the client did not ask for the usage that we asked for
 
         self.backend: BackendState | None = None
         self.attempts = 0

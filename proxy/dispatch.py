@@ -11,7 +11,7 @@ from proxy import headers as header_rules
 from proxy import metrics
 from proxy.call import Call
 from proxy.client import Client, Headers
-from proxy.dialects import ollama
+from proxy.dialects.base import Request, Usage
 from proxy.errors import (
     BackendFault,
     BadGateway,
@@ -26,9 +26,8 @@ from proxy.errors import (
 from proxy.fleet.state import BackendState
 from proxy.ledger.rows import AT, Row
 from proxy.limits import Amounts
-from proxy.metering import AnswerMeter, EmbeddingMeter, LineMeter, Meter, NothingToMeter
+from proxy.metering import Meter
 from proxy.relay import Relay, busy, refusal_of
-from proxy.requests import Request
 from proxy.routes import Kind
 from proxy.runtime import Runtime
 from proxy.upstream.wire import Answer
@@ -54,6 +53,10 @@ _ENDINGS: dict[Interruption, tuple[str, type[Refusal], str]] = {
     Interruption.DRAIN: ("interrupted", Unavailable, "The gateway is shutting down. Try again."),
 }
 _FAULTS_OF_BACKENDS = (Interruption.FIRST_BYTE, Interruption.GAP)
+
+
+def _nothing_reported(answer: Request) -> Usage:
+    return Usage(done=False)
 
 
 class Dispatch:
@@ -158,7 +161,7 @@ class Dispatch:
         call.attempts += 1
         call.dispatched_at = time.monotonic()
         # Until there is an answer to read: if the call ends now, the prompt may have been worked on.
-        call.meter = Meter(ollama.usage, len(payload))
+        call.meter = Meter(_nothing_reported, len(payload))
         call.expect_within(self._patience(), Interruption.FIRST_BYTE)
         try:
             answer = await state.pool.exchange(self._request(state, payload))
@@ -211,27 +214,17 @@ class Dispatch:
     async def _pass_on(self, state: BackendState, answer: Answer, prompt_bytes: int) -> None:
         call = self.call
         assert call.model is not None
+        assert call.route is not None
+        assert call.route.endpoint is not None
         installed = state.models.get(call.model.served.canonical)
         call.model_digest = installed.digest if installed is not None else ""
         gap = self.runtime.configuration.gap_seconds
         relay = Relay(call, self.client, answer, self._headers(), gap, self._settle)
-        await relay.run(self._meter(answer, prompt_bytes))
+        await relay.run(call.route.endpoint.meter(answer.header(b"content-type"), prompt_bytes, call.hides_usage))
         if call.error in ("", "incomplete"):
             state.breaker.succeeded()
         else:
             self.runtime.fleet.failed(state, call.error)
-
-    def _meter(self, answer: Answer, prompt_bytes: int) -> Meter:
-        """How the answer is read: a stream by its lines, whatever was asked for (a load never streams)."""
-        call = self.call
-        assert call.route is not None
-        if call.route.kind is Kind.SHOW:
-            return NothingToMeter(ollama.usage, 0)
-        if call.route.kind is Kind.EMBEDDING:
-            return EmbeddingMeter(ollama.usage, prompt_bytes, reports=call.route.reports_usage)
-        if b"ndjson" in answer.header(b"content-type"):
-            return LineMeter(ollama.usage, prompt_bytes)
-        return AnswerMeter(ollama.usage, prompt_bytes)
 
     def _headers(self) -> Headers:
         """The headers of a good answer."""

@@ -11,7 +11,7 @@ from proxy.call import Call
 from proxy.client import Client, Headers
 from proxy.dialects.base import go_json
 from proxy.errors import BadGateway, BrokenAnswer, Interruption, LoopDetected, Refusal, Unavailable
-from proxy.metering import LineMeter, Meter
+from proxy.metering import Meter, StreamMeter
 from proxy.upstream.wire import Answer
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,8 @@ HELD_BYTES = 1 << 20
 MAX_ERROR_TEXT = 4096
 # Lines beyond the cap before a stream is cut: with `format`, a thinking model generates twice (ollama-api §2.4).
 CEILING_FACTOR, CEILING_EXTRA = 2, 256
+
+_DATA = b"data: "  # what a line of server-sent events begins with, as Ollama writes it
 
 # Repetitions are bounded: a hostile text must not take quadratic time.
 _PRIVATE = re.compile(
@@ -78,15 +80,22 @@ def busy() -> Refusal:
     )
 
 
-def _own_error(line: bytes) -> str:
-    """What a line of a stream says went wrong; "" if it says nothing of the kind."""
-    if b'"error"' not in line:
-        return ""
+def _without_private(line: bytes) -> tuple[str, bytes]:
+    """(what a line of a stream says went wrong, the line as it may leave the house); ("", line) where all is well."""
+    prefix = _DATA if line.startswith(_DATA) else b""
     try:
-        error = orjson.loads(line).get("error")
-    except (orjson.JSONDecodeError, AttributeError):
-        return ""
-    return str(error) if error else ""
+        said = orjson.loads(line[len(prefix) :])
+    except orjson.JSONDecodeError:
+        return "", line
+    holder = said.get("response") if isinstance(said, dict) and isinstance(said.get("response"), dict) else said
+    error = holder.get("error") if isinstance(holder, dict) else None
+    if not error:
+        return "", line
+    if isinstance(error, dict):
+        text = str(error.get("message", ""))
+        error["message"] = scrubbed(text)
+        return text or str(error), prefix + go_json(said)
+    return str(error), prefix + go_json({"error": scrubbed(str(error))})
 
 
 def _error_text(raw: bytes) -> str:
@@ -100,10 +109,10 @@ def _error_text(raw: bytes) -> str:
 
 
 def _renaming(call: Call) -> tuple[bytes, bytes] | None:
-    """How a backend's answers begin and how the client's do, where it asked by another spelling or an alias."""
+    """How a backend's answers name the model and how the client did, where it used another spelling or an alias."""
     if call.model is None or call.asked == call.model.served.upstream:
         return None
-    return b'{"model":' + go_json(call.model.served.upstream), b'{"model":' + go_json(call.asked)
+    return b'"model":' + go_json(call.model.served.upstream), b'"model":' + go_json(call.asked)
 
 
 class Relay:
@@ -133,7 +142,7 @@ class Relay:
         call.meter = meter
         self._check()
         call.expect_within(self.gap_seconds, Interruption.GAP)
-        return self._stream(meter) if isinstance(meter, LineMeter) else self._unary(meter)
+        return self._stream(meter) if isinstance(meter, StreamMeter) else self._unary(meter)
 
     def _check(self) -> None:
         check_encoding(self.answer)
@@ -143,7 +152,7 @@ class Relay:
         self.headers.append((b"content-type", kind))
         self.headers += header_rules.towards_client(self.answer.headers)
 
-    async def _stream(self, meter: LineMeter) -> None:
+    async def _stream(self, meter: StreamMeter) -> None:
         call, answer, client = self.call, self.answer, self.client
         call.status = 200
         call.headers_sent = True
@@ -184,10 +193,13 @@ class Relay:
         return self._scrubbed(lines)
 
     def _renamed(self, line: bytes) -> bytes:
-        """A line that begins with the model's name, with the name that the client asked by (design §11)."""
+        """A line that names the model, with the name that the client asked by (design §11)."""
         assert self.renaming is not None
         served, asked = self.renaming
-        return asked + line[len(served) :] if line.startswith(served) else line
+        # Ollama's own lines begin with it, and may hold any object further on; elsewhere the first one is it.
+        if line.startswith(b'{"model":') and not line.startswith(served, 1):
+            return line
+        return line.replace(served, asked, 1) if line.startswith((b"{", _DATA)) else line
 
     def _scrubbed(self, lines: bytes) -> bytes:
         """The lines with a backend's errors in words that may leave the house."""
@@ -196,10 +208,10 @@ class Relay:
             return lines
         mended = lines.split(b"\n")
         for number, line in enumerate(mended):
-            error = _own_error(line)
-            if error:
-                logger.warning("Backend %s failed in mid-stream of %s: %.500s", self._backend, self.call.id, error)
-                mended[number] = go_json({"error": scrubbed(error)})
+            if b'"error"' in line:
+                error, mended[number] = _without_private(line)
+                if error:
+                    logger.warning("Backend %s failed in mid-stream of %s: %.500s", self._backend, self.call.id, error)
         return b"\n".join(mended)
 
     async def _break_off(self, lines: bytes, broken: str) -> None:

@@ -9,37 +9,33 @@ from proxy.admission import resolve_model
 from proxy.call import Call
 from proxy.client import Client
 from proxy.configuration import Configuration
-from proxy.dialects import ollama
-from proxy.dialects.base import go_json
+from proxy.dialects.base import Endpoint, Pin, Request, go_json
 from proxy.errors import BadRequest, UnsupportedEncoding
-from proxy.routes import Kind
 from proxy.snapshot import Key, Policy, Snapshot
-
-Request = dict[str, Any]
 
 
 async def read_request(call: Call, client: Client, snapshot: Snapshot, configuration: Configuration) -> Request:
     """The checked object that a backend will get, and on the call all that it says. Raises Refusal."""
     assert call.route is not None
-    assert call.route.schema is not None
+    assert call.route.endpoint is not None
     assert call.key is not None
+    endpoint = call.route.endpoint
     encoding = client.header(b"content-encoding")
     if encoding is not None and encoding.strip().lower() != b"identity":
         raise UnsupportedEncoding("unsupported_encoding", "Send the body without Content-Encoding.")
     raw = await client.body(configuration.max_body_bytes)
     call.bytes_in = len(raw)
     if len(raw) <= body.COUNTED_ABOVE:
-        request = body.read(raw, call.route.schema)
+        request = body.read(raw, endpoint.schema)
     else:
-        request = await _object_in(raw, call.route.schema)
-    asked = _one_name(request) if call.route.kind is Kind.SHOW else request.get("model")
+        request = await _object_in(raw, endpoint.schema)
+    asked = request.get("model") if len(endpoint.names) == 1 else _one_name(request, endpoint)
     call.model = resolve_model(snapshot, call.key, call.route, asked)
     call.asked = str(asked).strip()
     request["model"] = call.model.served.upstream
-    call.stream = call.route.streams and ollama.wants_stream(request)
+    call.stream = endpoint.wants_stream(request)
     _note_client(call, client)
-    if call.route.kind is not Kind.SHOW:
-        _apply_policy(call, request, snapshot, configuration)
+    _govern(call, request, endpoint, snapshot, configuration)
     return request
 
 
@@ -52,40 +48,38 @@ async def _object_in(raw: bytes, schema: body.Schema) -> Request:
     return body.conform("", request, schema)
 
 
-def _one_name(request: Request) -> Any:
-    """/api/show takes `name` for `model`; both at once could name two models (M1)."""
-    name = request.pop("name", None)
-    if name and request.get("model"):
-        raise BadRequest('give "model" or "name", not both')
-    return request.get("model") or name
+def _one_name(request: Request, endpoint: Endpoint) -> Any:
+    """Some endpoints take an older field for `model`; both at once could name two models (M1)."""
+    given = [value for name in endpoint.names if (value := request.pop(name, None))]
+    if len(given) > 1:
+        raise BadRequest(f'give "{endpoint.names[0]}" or "{endpoint.names[1]}", not both')
+    return given[0] if given else None
 
 
-def _apply_policy(call: Call, request: Request, snapshot: Snapshot, configuration: Configuration) -> None:
-    assert call.route is not None
+def _govern(call: Call, request: Request, endpoint: Endpoint, snapshot: Snapshot, configuration: Configuration) -> None:
     assert call.key is not None
     assert call.model is not None
-    pin = _pin(call.key, call.model.policy, snapshot, configuration)
-    call.context = ollama.asked_context(request)
-    generates = call.route.kind is Kind.GENERATION
-    if generates and not call.key.may_manage and ollama.unloads(request):
+    if not call.key.may_manage and endpoint.unloads(request):
         call.answered_as_unloaded, call.adjusted = True, ["keep_alive"]
         return
-    call.output_cap, call.adjusted = ollama.pin(request, pin, generates=generates)
+    pin = _pin(call.key, call.model.policy, snapshot, configuration)
+    call.output_cap, call.adjusted, call.context, call.hides_usage = endpoint.govern(request, pin)
 
 
-def _pin(key: Key, policy: Policy, snapshot: Snapshot, configuration: Configuration) -> ollama.Pin:
-    identity = (key.max_output_tokens, key.may_manage, policy.pattern)
+def _pin(key: Key, policy: Policy, snapshot: Snapshot, configuration: Configuration) -> Pin:
+    identity = (key.max_output_tokens, key.may_manage, key.may_use_cloud, policy.pattern)
     pin = snapshot.pins.get(identity)
     if pin is not None:
         return pin
     caps = [cap for cap in (key.max_output_tokens, policy.max_output_tokens) if cap]
-    pin = snapshot.pins[identity] = ollama.Pin(
+    pin = snapshot.pins[identity] = Pin(
         output_cap=min(caps) if caps else configuration.max_output_tokens,
         output_default=configuration.default_output_tokens,
         num_ctx=policy.num_ctx,
         load_options=policy.load_options,
         keep_alive=policy.keep_alive,
         may_unload=key.may_manage,
+        may_use_cloud=key.may_use_cloud,
     )
     return pin
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from proxy import dialects
-from proxy.body import Schema
-from proxy.dialects import Dialect, ollama
+from proxy.dialects import Dialect, Endpoint
 
 
 class Kind(Enum):
@@ -37,12 +36,10 @@ class Route:
     kind: Kind
     right: Right
     dialect: Dialect
-    schema: Schema | None = None
+    endpoint: Endpoint | None = None
     upstream: bytes = b""  # "METHOD path" of the request line towards the backend
     missing_model: tuple[int, str] = (400, "model is required")
     unknown_model: str = "model '{0}' not found"  # {0}: the name as it was asked for, {1}: with its tag
-    streams: bool = False
-    reports_usage: bool = True
 
 
 def _get(path: str, kind: Kind, right: Right) -> list[Route]:
@@ -51,16 +48,15 @@ def _get(path: str, kind: Kind, right: Right) -> list[Route]:
     ]
 
 
-def _post(path: str, kind: Kind, schema: Schema, right: Right = Right.INFER, **options: object) -> Route:
-    upstream = f"POST {path}".encode()
+def _post(path: str, kind: Kind, right: Right = Right.INFER, **options: object) -> Route:
     return Route(
         method="POST",
         path=path,
         kind=kind,
         right=right,
-        dialect=dialects.OLLAMA,
-        schema=schema,
-        upstream=upstream,
+        dialect=dialects.of_path(path.encode()),
+        endpoint=dialects.ENDPOINTS[path],
+        upstream=f"POST {path}".encode(),
         **options,  # type: ignore[arg-type]
     )
 
@@ -73,11 +69,11 @@ _ROUTES: list[Route] = [
     *_get("/api/version", Kind.VERSION, Right.LIST),
     *_get("/api/tags", Kind.TAGS, Right.LIST),
     _get("/api/ps", Kind.PS, Right.LIST)[0],
-    _post("/api/show", Kind.SHOW, ollama.SHOW, Right.LIST, unknown_model="model '{1}' not found"),
-    _post("/api/chat", Kind.GENERATION, ollama.CHAT, streams=True),
-    _post("/api/generate", Kind.GENERATION, ollama.GENERATE, streams=True, missing_model=_NOT_FOUND),
-    _post("/api/embed", Kind.EMBEDDING, ollama.EMBED, missing_model=_NOT_FOUND, unknown_model=_PULL_FIRST),
-    _post("/api/embeddings", Kind.EMBEDDING, ollama.EMBEDDINGS, unknown_model=_PULL_FIRST, reports_usage=False),
+    _post("/api/show", Kind.SHOW, Right.LIST, unknown_model="model '{1}' not found"),
+    _post("/api/chat", Kind.GENERATION),
+    _post("/api/generate", Kind.GENERATION, missing_model=_NOT_FOUND),
+    _post("/api/embed", Kind.EMBEDDING, missing_model=_NOT_FOUND, unknown_model=_PULL_FIRST),
+    _post("/api/embeddings", Kind.EMBEDDING, unknown_model=_PULL_FIRST),
 ]
 
 

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from proxy.client_address import Address, Network
-from proxy.dialects.ollama import Pin
+from proxy.dialects.base import Pin
 from proxy.ip_rules import NO_RULES, IPRules, normalised
 from proxy.limits.rules import Rule
 from proxy.model_names import InvalidModelName, ModelName, canonical_pattern
@@ -141,8 +141,8 @@ class Snapshot:
         self._limits = _limits_by_subject(tables.limits)
         self._aliases = _by_precision(tables.aliases)
         self._keys: dict[int, Key | None] = {}
-        # What policy sets, by output cap of the key, right to manage, pattern of the policy.
-        self.pins: dict[tuple[int | None, bool, str], Pin] = {}
+        # What policy sets, by output cap and rights of the key, pattern of the policy.
+        self.pins: dict[tuple[int | None, bool, bool, str], Pin] = {}
         self._models: dict[tuple[tuple[str, ...], bool, str], Model] = {}
 
     def refreshed(self, now: float) -> "Snapshot":

@@ -1,13 +1,18 @@
-"""The three API families: how each says an error. Chosen by the prefix of the path, even for unknown routes."""
+"""The three API families. An error's is chosen by the prefix of the path, even for unknown routes."""
+
+from collections.abc import Mapping
 
 from proxy.dialects import anthropic, ollama, openai
-from proxy.dialects.base import Dialect
+from proxy.dialects.base import Dialect, Endpoint
 
-__all__ = ["ANTHROPIC", "OLLAMA", "OPENAI", "Dialect", "of_path"]
+__all__ = ["ANTHROPIC", "ENDPOINTS", "OLLAMA", "OPENAI", "Dialect", "Endpoint", "of_path"]
 
 OLLAMA: Dialect = ollama.Ollama()
 OPENAI: Dialect = openai.OpenAI()
 ANTHROPIC: Dialect = anthropic.Anthropic()
+
+# By path.
+ENDPOINTS: Mapping[str, Endpoint] = {**ollama.ENDPOINTS, **openai.ENDPOINTS, **anthropic.ENDPOINTS}
 
 
 def of_path(path: bytes) -> Dialect:

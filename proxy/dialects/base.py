@@ -1,8 +1,17 @@
-"""What each dialect must be able to say."""
+"""What each dialect must be able to say, and what is known of each of its endpoints."""
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import orjson
+
+if TYPE_CHECKING:
+    from proxy.body import Schema
+    from proxy.metering import Meter
+
+Request = dict[str, Any]
+"""A body: decoded, checked and in Ollama's spelling."""
 
 
 class Dialect(Protocol):
@@ -37,3 +46,43 @@ class Usage(NamedTuple):
     prefill_ns: Any = None
     decode_ns: Any = None
     error: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """What the gateway decides for a call of a model, whatever the call asks for."""
+
+    output_cap: int  # the most it may generate
+    output_default: int  # what a call gets that names no cap
+    num_ctx: int | None = None
+    load_options: tuple[tuple[str, Any], ...] = ()
+    keep_alive: str | float | None = None
+    may_unload: bool = False
+    may_use_cloud: bool = False
+
+
+class Governed(NamedTuple):
+    """What became of a request under policy."""
+
+    output_cap: int = 0  # tokens; 0 = it generates nothing
+    changed: Sequence[str] = ()  # names of what was changed, for the client to read
+    context: int = 0  # the num_ctx it asked for; 0 = none
+    hides_usage: bool = False  # usage was asked for on our own account
+
+
+def no_stream(request: Request) -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """How the calls of one endpoint are read, governed and metered."""
+
+    schema: "Schema"
+    govern: Callable[[Request, Pin], Governed]  # writes policy into the request; raises BadRequest
+    # (content type of the answer, bytes of the request, whether usage is hidden): by what the answer is, whatever was
+    # asked for.
+    meter: Callable[[bytes, int, bool], "Meter"]
+    wants_stream: Callable[[Request], bool] = no_stream
+    unloads: Callable[[Request], bool] = no_stream  # asks for nothing but that the model be unloaded
+    names: tuple[str, ...] = ("model",)  # the fields that may name the model

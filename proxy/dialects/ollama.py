@@ -1,13 +1,14 @@
 """Ollama's own dialect: its fields, what policy sets in them, its usage, its errors. Pure."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from proxy import body
 from proxy.body import Schema
-from proxy.dialects.base import Usage, go_json
+from proxy.dialects.base import Endpoint, Governed, Pin, Request, Usage, go_json
 from proxy.errors import BadRequest
+from proxy.metering import AnswerMeter, EmbeddingMeter, LineMeter, Meter, NothingToMeter
 
 LOAD_OPTIONS = frozenset(("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict"))
 
@@ -111,27 +112,23 @@ SHOW = Schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Pin:
-    """What the gateway decides for a call of a model, whatever the call asks for."""
-
-    output_cap: int  # the most it may generate
-    output_default: int  # what a call gets that names no cap
-    num_ctx: int | None = None
-    load_options: tuple[tuple[str, Any], ...] = ()
-    keep_alive: str | float | None = None
-    may_unload: bool = False
-
-
 def asked_context(request: dict[str, Any]) -> int:
     """The num_ctx that a call asks for; 0 = none."""
     options = request.get("options")
     return max(options.get("num_ctx") or 0, 0) if options else 0
 
 
-def pin(request: dict[str, Any], pin: Pin, *, generates: bool) -> tuple[int, list[str]]:
-    """Writes policy into a request; returns the output cap (tokens) and the names of what was changed."""
+def govern_generation(request: Request, pin: Pin) -> Governed:
+    return _govern(request, pin, generates=True)
+
+
+def govern_embedding(request: Request, pin: Pin) -> Governed:
+    return _govern(request, pin, generates=False)
+
+
+def _govern(request: Request, pin: Pin, *, generates: bool) -> Governed:
     changed: list[str] = []
+    context = asked_context(request)
     for name in ("_debug_render_only", "shift"):
         if request.pop(name, None) is not None:
             changed.append(name)
@@ -148,7 +145,11 @@ def pin(request: dict[str, Any], pin: Pin, *, generates: bool) -> tuple[int, lis
         request["options"] = options
     else:
         request.pop("options", None)
-    return cap, changed
+    return Governed(cap, changed, context)
+
+
+def leave(request: Request, pin: Pin) -> Governed:
+    return Governed()
 
 
 def _pinned_options(asked: dict[str, Any], pin: Pin, changed: list[str]) -> dict[str, Any]:
@@ -213,6 +214,42 @@ def usage(answer: dict[str, Any]) -> Usage:
         get("eval_duration"),
         get("error"),
     )
+
+
+def _generation_meter(content_type: bytes, prompt_bytes: int, hides_usage: bool) -> Meter:
+    # A load never streams, whatever was asked for.
+    return (LineMeter if b"ndjson" in content_type else AnswerMeter)(usage, prompt_bytes)
+
+
+def _embedding_meter(content_type: bytes, prompt_bytes: int, hides_usage: bool) -> Meter:
+    return EmbeddingMeter(usage, prompt_bytes)
+
+
+def _silent_embedding_meter(content_type: bytes, prompt_bytes: int, hides_usage: bool) -> Meter:
+    return EmbeddingMeter(usage, prompt_bytes, reports=False)
+
+
+def nothing_to_meter(content_type: bytes, prompt_bytes: int, hides_usage: bool) -> Meter:
+    return NothingToMeter(usage, 0)
+
+
+def _generation(schema: Schema) -> Endpoint:
+    return Endpoint(
+        schema=schema,
+        govern=govern_generation,
+        meter=_generation_meter,
+        wants_stream=wants_stream,
+        unloads=unloads,
+    )
+
+
+ENDPOINTS: Mapping[str, Endpoint] = {
+    "/api/show": Endpoint(schema=SHOW, govern=leave, meter=nothing_to_meter, names=("model", "name")),
+    "/api/chat": _generation(CHAT),
+    "/api/generate": _generation(GENERATE),
+    "/api/embed": Endpoint(schema=EMBED, govern=govern_embedding, meter=_embedding_meter),
+    "/api/embeddings": Endpoint(schema=EMBEDDINGS, govern=govern_embedding, meter=_silent_embedding_meter),
+}
 
 
 class Ollama:

@@ -1,6 +1,10 @@
 """OpenAI-compatible errors (ollama-api §4.1)."""
 
-from proxy.dialects.base import go_json
+from collections.abc import Mapping
+
+from proxy.dialects.base import Endpoint, go_json
+
+ENDPOINTS: Mapping[str, Endpoint] = {}
 
 _TYPES = {
     400: "invalid_request_error",

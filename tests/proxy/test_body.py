@@ -9,13 +9,14 @@ import pytest
 
 from proxy import body
 from proxy.dialects import ollama
+from proxy.dialects.base import Pin
 from proxy.errors import BadRequest
 from proxy.fake_ollama.gojson import decode_as_go
 from proxy.fake_ollama.options import LOAD_TIME, limit_of
 from proxy.fake_ollama.requests import ChatRequest
 from tests.proxy.odd_bodies import KELVIN, LONG_S, odd_chat
 
-PIN = ollama.Pin(output_cap=100, output_default=40)
+PIN = Pin(output_cap=100, output_default=40)
 
 
 def read(raw, schema=ollama.CHAT):
@@ -94,7 +95,7 @@ def test_j1_j2_the_backend_understands_what_the_gateway_decided():
             continue
         accepted += 1
         model, stream = request.get("model"), ollama.wants_stream(request)
-        cap, _ = ollama.pin(request, PIN, generates=True)
+        cap = ollama.govern_generation(request, PIN).output_cap
         seen = decode_as_go(orjson.dumps(request), ChatRequest)
         assert (seen.get("model"), seen.get("stream") is not False) == (model, stream), raw
         assert limit_of(seen.get("options") or {}) == cap, raw
@@ -289,7 +290,7 @@ def longest_step(raw, schema):
         value = body.conform("", value, schema)
     else:
         value = body.read(raw, schema)
-    ollama.pin(value, PIN, generates=True)
+    ollama.govern_generation(value, PIN)
     orjson.dumps(value)
     step()
     return longest
@@ -377,6 +378,6 @@ def test_j7_null_stands_for_an_absent_field():
 def test_j12_no_field_of_a_request_steers_the_gateway():
     steering = {"api_base": "http://evil/", "backend": "two", "user": "root", "metadata": {"id": 1}, "id": "x"}
     plain, steered = {"model": "m", "stream": True}, {"model": "m", "stream": True, **steering}
-    assert ollama.pin(read(orjson.dumps(plain)), PIN, generates=True) == ollama.pin(
-        read(orjson.dumps(steered)), PIN, generates=True
+    assert ollama.govern_generation(read(orjson.dumps(plain)), PIN) == ollama.govern_generation(
+        read(orjson.dumps(steered)), PIN
     )

@@ -3,15 +3,15 @@
 import pytest
 
 from proxy.dialects import ollama
-from proxy.dialects.ollama import Pin, pin
+from proxy.dialects.base import Pin
 
 ORDINARY = Pin(output_cap=1000, output_default=400)
 
 
 def pinned(request, rules=ORDINARY, *, generates=True):
     """(request as sent, cap, changed)"""
-    cap, changed = pin(request, rules, generates=generates)
-    return request, cap, changed
+    governed = (ollama.govern_generation if generates else ollama.govern_embedding)(request, rules)
+    return request, governed.output_cap, governed.changed
 
 
 # M3
