@@ -1,6 +1,8 @@
-"""Typed readers of the environment. Only settings.py uses them; each name is also read as NAME_FILE."""
+"""Typed readers of the environment, each name also as NAME_FILE. For settings.py, and for the client in cli.py, which
+has no settings."""
 
 import os
+import re
 import secrets
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -45,6 +47,30 @@ def seconds(name: str, default: float) -> float:
     if not 0 <= number < float("inf"):
         raise ImproperlyConfigured(f"{name}={value!r}: use a number of seconds, 0 or more")
     return number
+
+
+def choice(name: str, default: str, choices: tuple[str, ...]) -> str:
+    value = text(name, default)
+    for known in choices:
+        if value.lower() == known.lower():
+            return known
+    raise ImproperlyConfigured(f"{name}={value!r}: use {', '.join(choices[:-1])} or {choices[-1]}")
+
+
+def port(name: str, default: int) -> int:
+    """0: the system chooses, or none where the setting says so."""
+    number = integer(name, default)
+    if number > 65535:
+        raise ImproperlyConfigured(f"{name}={number}: use a port from 0 to 65535")
+    return number
+
+
+def matching(name: str, default: str, pattern: str, example: str) -> str:
+    """A text of a form, e.g. a path. The whole of it must match."""
+    value = text(name, default)
+    if not re.fullmatch(pattern, value):
+        raise ImproperlyConfigured(f"{name}={value!r}: write it like {example}")
+    return value
 
 
 def items(name: str, default: str = "") -> list[str]:

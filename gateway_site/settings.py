@@ -1,5 +1,6 @@
 """All settings, and the only reader of the environment. Runs with none set: SQLite and own secrets in DATA_DIR."""
 
+import re
 from pathlib import Path
 
 import dj_database_url
@@ -7,9 +8,12 @@ from django.core.exceptions import ImproperlyConfigured
 
 from gateway_site import environment as env
 from proxy.configuration import Configuration
+from proxy.cors import check_patterns
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-DATA_DIR = Path(env.text("DATA_DIR", str(BASE_DIR / "data"))).resolve()
+# Installed as a tool, the program lies where nothing is to be written.
+_DATA_HOME = BASE_DIR / "data" if (BASE_DIR / "manage.py").exists() else Path("~/.local/share/ollama-gateway")
+DATA_DIR = Path(env.text("DATA_DIR", str(_DATA_HOME))).expanduser().resolve()
 
 DEBUG = env.flag("DEBUG", False)
 SECRET_KEY = env.kept_secret("SECRET_KEY", DATA_DIR)
@@ -156,7 +160,13 @@ SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
 X_FRAME_OPTIONS = "DENY"
 PROMETHEUS_METRICS_EXPORT_PORT = None
 
-PORT = env.integer("PORT", 8080)
+# OLLAMA_… are the names that users of other proxies know; our own go first.
+PORT = env.port("PORT", env.port("OLLAMA_PROXY_PORT", 8080))
+# The server of the environment, which owns the backend row "default" (proxy/default_backend.py). Read by `serve` alone:
+# in a shell of somebody who calls, OLLAMA_HOST means something else.
+UPSTREAM = env.text("OLLAMA_UPSTREAM") or env.text("OLLAMA_URL")
+OLLAMA_HOST = env.text("OLLAMA_HOST")
+OLLAMA_PORT = env.port("OLLAMA_PORT", 0)
 # Per worker process; and how long (seconds) a client may read nothing of a stream.
 MAX_CONNECTIONS = env.integer("MAX_CONNECTIONS", 8192, minimum=1)
 MAX_CONNECTIONS_PER_ADDRESS = env.integer("MAX_CONNECTIONS_PER_ADDRESS", 1024, minimum=1)
@@ -166,6 +176,21 @@ STALL_SECONDS = env.seconds("STALL_SECONDS", 60)
 TRUSTED_PROXIES = env.networks("TRUSTED_PROXIES")
 # Who may read /metrics besides loopback.
 METRICS_NETWORKS = env.networks("METRICS_NETWORKS", "127.0.0.0/8,::1/128")
+METRICS_PATH = env.matching(
+    "METRICS_PATH", "/metrics", r"/(?!api/|v1/|k/|admin/)[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", "/metrics"
+)
+# A port of its own, on the address of the gateway; 0: on the gateway's own port.
+METRICS_PORT = env.port("METRICS_PORT", env.port("OLLAMA_METRICS_PORT", 0))
+METRICS_NAMESPACE = env.matching("METRICS_NAMESPACE", "gateway", r"[A-Za-z_][A-Za-z0-9_]*", "gateway")
+# Machines inside ask over plain http, whatever people use.
+SECURE_REDIRECT_EXEMPT = [r"^livez$", r"^readyz$", f"^{re.escape(METRICS_PATH[1:])}$"]
+
+# Whose web pages may call the API from a browser, besides our own. None: a page anywhere could use its visitor's key.
+CORS_ORIGINS = tuple(env.items("CORS_ORIGINS") + env.items("OLLAMA_ORIGINS"))
+try:
+    check_patterns(CORS_ORIGINS)
+except ValueError as exc:
+    raise ImproperlyConfigured(f"CORS_ORIGINS or OLLAMA_ORIGINS: {exc}") from None
 
 GATEWAY = Configuration(
     spool_dir=Path(env.text("SPOOL_DIR", str(DATA_DIR / "spool"))),
@@ -191,9 +216,14 @@ GATEWAY = Configuration(
     drain_seconds=env.seconds("DRAIN_SECONDS", 30),
     failed_credentials_per_minute=env.integer("FAILED_CREDENTIALS_PER_MINUTE", 30, minimum=1),
     access_log=env.flag("ACCESS_LOG", False),
+    site_url=SITE_URL,
+    cors_origins=CORS_ORIGINS,
+    host_names=tuple(ALLOWED_HOSTS),
+    cache_policy=env.choice("CACHE_POLICY", "off", ("off", "deterministic", "all")),
+    cache_ttl_seconds=env.integer("CACHE_TTL_SECONDS", 3600, minimum=1),
 )
 
-LOG_LEVEL = env.text("LOG_LEVEL", "INFO")
+LOG_LEVEL = env.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"))
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,

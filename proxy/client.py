@@ -20,7 +20,7 @@ class ClientGone(Exception):
 
 
 class Client:
-    __slots__ = ("_fields", "_receive", "_scope", "_watcher", "headers", "send")
+    __slots__ = ("_fields", "_receive", "_scope", "_watcher", "added_headers", "headers", "send")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope = scope
@@ -28,7 +28,14 @@ class Client:
         self.send = send
         self.headers: Headers = scope["headers"]
         self._fields = dict(self.headers)
+        # What the answer gets besides, whatever it is: CORS.
+        self.added_headers: Headers = []
         self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def own_origin(self) -> bytes:
+        """The web origin of the address that was called."""
+        return self._scope.get("scheme", "http").encode() + b"://" + self._fields.get(b"host", b"")
 
     def header(self, name: bytes) -> bytes | None:
         """A header of which there is one; of several, the last."""
@@ -88,6 +95,8 @@ class Client:
     # To be awaited. No coroutines of their own: a frame less for each chunk of a stream.
 
     def start(self, status: int, headers: Headers) -> Awaitable[None]:
+        if self.added_headers:
+            headers = [*headers, *self.added_headers]
         return self.send({"type": "http.response.start", "status": status, "headers": headers})
 
     def write(self, chunk: bytes) -> Awaitable[None]:

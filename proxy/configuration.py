@@ -35,3 +35,10 @@ class Configuration:
     drain_seconds: float = 30
     failed_credentials_per_minute: int = 30
     access_log: bool = False
+    # The address people use; and whose web pages may call besides its own (proxy/cors.py).
+    site_url: str = ""
+    cors_origins: tuple[str, ...] = ()
+    # What callers without a key may call us (proxy/host_names.py).
+    host_names: tuple[str, ...] = ()
+    cache_policy: str = "off"
+    cache_ttl_seconds: int = 3600
