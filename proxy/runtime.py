@@ -14,6 +14,7 @@ from proxy.configuration import Configuration
 from proxy.credential_failures import CredentialFailures
 from proxy.errors import Interruption, Unavailable
 from proxy.fleet import Fleet
+from proxy.fleet.reports import BackendReports
 from proxy.ledger import Ledger
 from proxy.limits import MemoryLimits
 from proxy.rules_watch import RulesWatch
@@ -46,6 +47,7 @@ class Runtime:
         self.ledger: Ledger
         self.fleet: Fleet
         self._rules: RulesWatch
+        self._backend_reports: BackendReports
         self._starting: asyncio.Future[None] | None = None
         self._ready: asyncio.Event
         self._nothing_runs: asyncio.Event
@@ -67,6 +69,7 @@ class Runtime:
         self._rules = RulesWatch(lambda tables: _call_soon(loop, self._apply, tables))
         self._rules.start()
         self._sweeper = asyncio.create_task(self._sweep_for_ever(), name="sweeper")
+        self._backend_reports = BackendReports(self.fleet.states)
         try:
             async with asyncio.timeout(START_PATIENCE):
                 await self._ready.wait()
@@ -183,6 +186,7 @@ class Runtime:
         self._rules.stop()
         if self._sweeper is not None:
             self._sweeper.cancel()
+        self._backend_reports.close()
         self.fleet.close()
         await self.ledger.close(5)
 

@@ -1,5 +1,6 @@
 from proxy.models.backends import Backend
 from proxy.models.catalogue import ModelAlias, ModelPolicy
+from proxy.models.reports import BackendReport
 from proxy.models.revisions import ConfigRevision
 
-__all__ = ["Backend", "ConfigRevision", "ModelAlias", "ModelPolicy"]
+__all__ = ["Backend", "BackendReport", "ConfigRevision", "ModelAlias", "ModelPolicy"]
