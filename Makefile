@@ -5,7 +5,7 @@ DATA_DIR ?= $(CURDIR)/data/demo
 BIN := .venv/bin
 export PORT
 
-.PHONY: demo test bench fmt lint install install-dev system-packages
+.PHONY: demo test bench fmt lint install install-dev system-packages clients
 
 install: .venv/installed
 install-dev: .venv/installed-dev
@@ -27,7 +27,10 @@ demo: install
 system-packages:
 	scripts/system-packages
 
-test: install-dev system-packages
+clients: system-packages
+	PYTHON="$(PYTHON)" scripts/clients
+
+test: install-dev system-packages clients
 	scripts/test
 
 bench: install-dev system-packages
