@@ -1,5 +1,7 @@
 """The composition root: what is answered by the data plane, and what by Django."""
 
+import asyncio
+import atexit
 import os
 from collections.abc import Awaitable
 
@@ -12,20 +14,27 @@ from channels.routing import ProtocolTypeRouter  # noqa: E402
 from django.conf import settings  # noqa: E402
 from django.core.asgi import get_asgi_application  # noqa: E402
 
+from gateway_site.daphne_server import answers  # noqa: E402
 from proxy.client import Receive, Scope, Send  # noqa: E402
 from proxy.consumers import GatewayConsumer  # noqa: E402
 from proxy.routes import belongs_to_calls  # noqa: E402
 from proxy.runtime import Runtime  # noqa: E402
 
-# What lives as long as the process. It starts itself with the first call: Daphne sends no lifespan events.
+# What lives as long as the process. It starts itself with the first request, be it for /readyz, and ends itself at
+# exit: Daphne sends no lifespan events.
 gateway = Runtime(settings.GATEWAY)
+atexit.register(gateway.close_at_exit)
 calls = GatewayConsumer.as_asgi(runtime=gateway)
 pages = get_asgi_application()
 
 
 def http(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+    if not gateway.is_started:
+        asyncio.ensure_future(gateway.start())  # noqa: RUF006 - the runtime keeps it
     path = scope.get("raw_path") or scope["path"].encode()
     if belongs_to_calls(path) and not (path == b"/" and _wants_pages(scope)):
+        if "extensions" not in scope and (request := answers.request_behind(send)) is not None:
+            return answers.answer(calls, scope, receive, send, request)
         return calls(scope, receive, send)  # type: ignore[no-any-return]  # Channels has no types
     return pages(scope, receive, send)  # type: ignore[arg-type]  # ASGI's events are mappings of any kind
 

@@ -49,9 +49,15 @@ class Runtime:
         self._rules: RulesWatch
         self._backend_reports: BackendReports
         self._starting: asyncio.Future[None] | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._closed = False
         self._ready: asyncio.Event
         self._nothing_runs: asyncio.Event
         self._sweeper: asyncio.Task[None] | None = None
+
+    @property
+    def is_started(self) -> bool:
+        return self._starting is not None
 
     async def start(self) -> None:
         """Idempotent. Returns when the rules are known, or after a while without them: then calls get 503."""
@@ -60,7 +66,7 @@ class Runtime:
         await asyncio.shield(self._starting)
 
     async def _start(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         self._ready = asyncio.Event()
         self._nothing_runs = asyncio.Event()
         self.ledger = Ledger(self.configuration)
@@ -181,8 +187,9 @@ class Runtime:
 
     async def close(self) -> None:
         """Stores what is left and lets everything go. Bounded: what the database does not take stays in the spool."""
-        if self._starting is None:
+        if self._starting is None or self._closed:
             return
+        self._closed = True
         self._rules.stop()
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -190,9 +197,21 @@ class Runtime:
         self.fleet.close()
         await self.ledger.close(5)
 
+    def close_at_exit(self) -> None:
+        """For servers that tell nobody of their end. What is not stored now is adopted from the spool later (U1)."""
+        if self._starting is None or self._closed or self._loop.is_closed():
+            return
+        try:
+            if self._loop.is_running():  # in another thread: runserver's
+                asyncio.run_coroutine_threadsafe(self.close(), self._loop).result(8)
+            else:
+                self._loop.run_until_complete(self.close())
+        except Exception:
+            logger.exception("Could not close at exit; the next process takes over the spool")
+
     @property
     def is_ready(self) -> bool:
-        if self.draining or self._starting is None or not self.ledger.is_writable:
+        if self.draining or self.snapshot is None or not self.ledger.is_writable:
             return False
         try:
             self.rules()

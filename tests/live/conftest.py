@@ -36,11 +36,11 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory, django_db_setup: N
 def gateways(base: Path, template: Path, blocker: Any) -> Iterator[Callable[..., Gateway]]:
     made: list[Gateway] = []
 
-    def make(*, database_url: str = "", workers: int = 1, **env: str) -> Gateway:
+    def make(*, database_url: str = "", workers: int = 1, server: str = "uvicorn", **env: str) -> Gateway:
         directory = base / f"gateway-{len(made)}-{os.getpid()}-{abs(hash(base)) % 10**8}"
         directory.mkdir()
         url = database_url or copied_sqlite(template, directory / "gateway.sqlite3")
-        gateway = Gateway(directory, url, workers=workers, **env)
+        gateway = Gateway(directory, url, workers=workers, server=server, **env)
         made.append(gateway)
         return gateway
 

@@ -1,4 +1,4 @@
-"""A gateway as users have it: `manage.py serve` in a process of its own, on a database of its own."""
+"""A gateway as users have it: in a process of its own, on a database of its own, on each of its servers."""
 
 import asyncio
 import os
@@ -24,6 +24,8 @@ from usage.models import UsageRecord
 
 ROOT = Path(__file__).resolve().parents[2]
 PEPPER = "a pepper of the tests"
+# How each is started; `manage.py serve` on uvicorn is what users have unless they choose otherwise.
+SERVERS = ("uvicorn", "daphne", "bare-daphne", "runserver")
 
 
 def use_database(alias: str, url: str) -> None:
@@ -45,7 +47,11 @@ def free_port() -> int:
 class Gateway:
     """`env`: further variables of the process. The database is migrated already (see conftest)."""
 
-    def __init__(self, directory: Path, database_url: str, *, workers: int = 1, **env: str) -> None:
+    def __init__(
+        self, directory: Path, database_url: str, *, workers: int = 1, server: str = "uvicorn", **env: str
+    ) -> None:
+        assert server in SERVERS
+        self.server = server
         self.directory = directory
         self.database_url = database_url
         self.workers = workers
@@ -72,12 +78,20 @@ class Gateway:
     # Life
 
     def start(self, *, wait: bool = True) -> "Gateway":
-        command = [sys.executable, "manage.py", "serve", "--port", str(self.port), "--workers", str(self.workers)]
+        command = [sys.executable, *self._command()]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=self.env, stdout=log, stderr=log)
         if wait:
             self.wait_until_ready()
         return self
+
+    def _command(self) -> list[str]:
+        port = str(self.port)
+        if self.server == "bare-daphne":
+            return ["-m", "daphne", "-v", "0", "-b", "127.0.0.1", "-p", port, "gateway_site.asgi:application"]
+        if self.server == "runserver":
+            return ["manage.py", "runserver", "--noreload", f"127.0.0.1:{port}"]
+        return ["manage.py", "serve", "--server", self.server, "--port", port, "--workers", str(self.workers)]
 
     def wait_until_ready(self, seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds

@@ -1,4 +1,4 @@
-"""The gateway itself, on uvicorn behind our protocol."""
+"""The gateway itself, on uvicorn behind our protocol, or on Daphne behind our drain."""
 
 import argparse
 import logging
@@ -14,6 +14,9 @@ from gateway_site.server import ServerOptions, run
 
 logger = logging.getLogger(__name__)
 
+# The application, and what lives as long as a process of it.
+GATEWAY = ("gateway_site.asgi:application", "gateway_site.asgi:gateway")
+
 
 class Command(BaseCommand):
     help = "Runs the gateway until SIGTERM or Ctrl-C; calls in flight may finish first."
@@ -23,6 +26,12 @@ class Command(BaseCommand):
         parser.add_argument("--host", default="127.0.0.1", help="Address to listen on (default: %(default)s).")
         parser.add_argument("--port", type=int, default=settings.PORT, help="Port (default: %(default)s).")
         parser.add_argument("--workers", type=int, default=1, help="Processes (default: %(default)s).")
+        parser.add_argument(
+            "--server",
+            choices=["uvicorn", "daphne"],
+            default="uvicorn",
+            help="Daphne costs several times more per call, and protects less (docs/deployment.md).",
+        )
         parser.add_argument("--tls-cert", help="PEM file of the certificate and its chain.")
         parser.add_argument("--tls-key", help="PEM file of its key.")
 
@@ -43,9 +52,19 @@ class Command(BaseCommand):
             )
         except ValueError as exc:
             raise CommandError(str(exc)) from None
-        code = run("gateway_site.asgi:application", "gateway_site.asgi:gateway", chosen)
+        code = _serve_on_daphne(chosen) if options["server"] == "daphne" else run(*GATEWAY, chosen)
         if code:
             raise SystemExit(code)
+
+
+def _serve_on_daphne(options: ServerOptions) -> int:
+    if options.workers > 1:
+        raise CommandError("Daphne runs in one process: leave out --workers, or use --server uvicorn.")
+    if options.tls_certificate:
+        raise CommandError("--server daphne does not speak TLS: put a proxy in front, or use --server uvicorn.")
+    from gateway_site.daphne_server.server import run as run_daphne  # Twisted takes over the loop
+
+    return run_daphne(*GATEWAY, options, settings.GATEWAY.max_body_bytes)
 
 
 def prepare_database() -> None:
