@@ -5,6 +5,8 @@ import re
 
 # Somebody will put a key where none belongs, into a path that Django finds nowhere and logs. The public part stays.
 _KEY = re.compile(r"\b(ogw_[0-9A-Za-z]{8}_)[0-9A-Za-z]+")
+# Imported keys have any form; where they may stand is known.
+_PATH_KEY = re.compile(r"(/k/)(?!ogw_[0-9A-Za-z]{8}_…)[^/\s]+", re.IGNORECASE)
 
 
 class OneLineFormatter(logging.Formatter):
@@ -19,4 +21,4 @@ class OneLineFormatter(logging.Formatter):
         line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in self.formatMessage(record))
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
-        return _KEY.sub(r"\1…", line)
+        return _PATH_KEY.sub(r"\1…", _KEY.sub(r"\1…", line))

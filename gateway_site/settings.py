@@ -1,5 +1,6 @@
 """All settings, and the only reader of the environment. Runs with none set: SQLite and own secrets in DATA_DIR."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -127,7 +128,23 @@ CACHES = {
     ),
 }
 RATELIMIT_USE_CACHE = "ratelimit"
-CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+# What must reach a running call or an open page from elsewhere. No call waits for it, and without it cancels and
+# changes go by the database.
+CHANNEL_LAYERS = {
+    "default": (
+        {
+            "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
+            "CONFIG": {
+                "hosts": [{"address": REDIS_URL, "socket_connect_timeout": 0.5, "socket_timeout": 0.5}],
+                # One Redis may serve several installations; they must neither see nor steer each other's calls.
+                "prefix": f"ogw-{hashlib.sha256(SECRET_KEY.encode()).hexdigest()[:12]}.",
+                "symmetric_encryption_keys": [SECRET_KEY],
+            },
+        }
+        if REDIS_URL
+        else {"BACKEND": "channels.layers.InMemoryChannelLayer"}
+    )
+}
 
 AUTH_USER_MODEL = "tenants.User"
 AUTH_PASSWORD_VALIDATORS = [
@@ -216,7 +233,7 @@ GATEWAY = Configuration(
     drain_seconds=env.seconds("DRAIN_SECONDS", 30),
     failed_credentials_per_minute=env.integer("FAILED_CREDENTIALS_PER_MINUTE", 30, minimum=1),
     access_log=env.flag("ACCESS_LOG", False),
-    site_url=SITE_URL,
+    site_url=env.text("SITE_URL").rstrip("/"),
     cors_origins=CORS_ORIGINS,
     host_names=tuple(ALLOWED_HOSTS),
     cache_policy=env.choice("CACHE_POLICY", "off", ("off", "deterministic", "all")),
@@ -234,5 +251,7 @@ LOGGING = {
         # One line for each probe would drown everything else.
         "httpx": {"level": "WARNING"},
         "httpcore": {"level": "WARNING"},
+        # A traceback a second while Redis is away; proxy.live says so once.
+        "channels_redis": {"level": "CRITICAL"},
     },
 }

@@ -8,7 +8,7 @@ from proxy.client_address import Address
 from proxy.errors import BadRequest, Forbidden, NotFound, Refusal, Unauthorized
 from proxy.model_names import MAX_LENGTH, InvalidModelName
 from proxy.routes import Right, Route
-from proxy.snapshot import Key, Model, Snapshot
+from proxy.snapshot import Key, KeyRow, Model, Snapshot
 from tenants.keys import digest, has_our_form
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -58,29 +58,58 @@ class Admission:
         self.auth_header = auth_header
         self.peppers = (pepper, *fallbacks)
 
-    def admit(self, snapshot: Snapshot, route: Route, headers: Headers, address: Address | None, now: float) -> Key:
+    def admit(
+        self,
+        snapshot: Snapshot,
+        route: Route,
+        headers: Headers,
+        address: Address | None,
+        now: float,
+        path_key: bytes | None = None,
+    ) -> Key:
         """The key a call is made with. Raises Forbidden (a rule for all), Unauthorized, or for a right it lacks."""
-        if not snapshot.ip_all.allow(address):
-            raise Forbidden("ip_denied", "Calls from this address are not allowed here.")
-        key = self.identify(snapshot, headers, address, now)
+        check_address(snapshot, address)
+        if path_key is None:
+            key = self.identify(snapshot, headers, address, now)
+        else:
+            key = self.identify_by_path(snapshot, path_key, headers, now)
         if not (key.tenant_ip.allow(address) and key.key_ip.allow(address)):
             raise Unauthorized("invalid_key", NOT_ACCEPTED)
         check_right(key, route)
         return key
 
     def identify(self, snapshot: Snapshot, headers: Headers, address: Address | None, now: float) -> Key:
-        presented = credentials(headers, self.auth_header)
         acting = snapshot.key_acting_for(address, now) if snapshot.acting else None
-        if acting is not None and not any(has_our_form(credential) for credential in presented):
-            # In such a network "not-needed" and its like count as no credential.
-            key = self.lookup(snapshot, presented[0], now) if len(presented) == 1 else None
-            return key or acting
+        if acting is None:
+            presented = credentials(headers, self.auth_header)
+        else:
+            presented = self._meant_for_us(snapshot, headers, now)
+            if not presented:
+                return acting
         if not presented:
             raise Unauthorized("missing_key", NO_KEY, headers={b"www-authenticate": b'Bearer realm="Ollama Gateway"'})
         if len(presented) > 1:
             raise Unauthorized("invalid_key", "Two different credentials were sent. Send one.")
         key = self.lookup(snapshot, presented[0], now)
         if key is None:
+            raise Unauthorized("invalid_key", NOT_ACCEPTED)
+        return key
+
+    def _meant_for_us(self, snapshot: Snapshot, headers: Headers, now: float) -> list[bytes]:
+        """The credentials that count in a network that needs none: "not-needed" and its like do not."""
+        try:
+            presented = credentials(headers, self.auth_header)
+        except Unauthorized:
+            return []
+        # By form first: a key of ours that is revoked must not become a call of the network's.
+        return [sent for sent in presented if has_our_form(sent) or self.lookup(snapshot, sent, now)]
+
+    def identify_by_path(self, snapshot: Snapshot, path_key: bytes, headers: Headers, now: float) -> Key:
+        """The key of /k/KEY/… . Raises Unauthorized, also for one that may not be sent that way (A6)."""
+        if any(credential != path_key for credential in credentials(headers, self.auth_header)):
+            raise Unauthorized("invalid_key", "Two different credentials were sent. Send one.")
+        key = self.lookup(snapshot, path_key, now)
+        if key is None or not key.may_be_in_path:
             raise Unauthorized("invalid_key", NOT_ACCEPTED)
         return key
 
@@ -92,6 +121,44 @@ class Admission:
                 if key is not None:
                     return key
         return None
+
+    def explain(
+        self, snapshot: Snapshot, headers: Headers, now: float, path_key: bytes | None = None
+    ) -> tuple[str, str]:
+        """(why, prefix of the key): what the owner of a refused key is told on its page, and nobody else."""
+        try:
+            presented = credentials(headers, self.auth_header)
+        except Unauthorized:
+            return "unreadable_key", ""
+        if path_key is not None and path_key not in presented:
+            presented.append(path_key)
+        if len(presented) != 1:
+            return ("two_keys" if presented else "missing_key"), ""
+        found = self._row(snapshot, presented[0])
+        if found is None:
+            return "unknown_key", ""
+        row, is_previous = found
+        if is_previous and (row.previous_expires_at or 0) <= now:
+            return "key_rotated", row.prefix
+        cause = snapshot.why_unusable(row, now)
+        if not cause:
+            cause = "key_ip_denied" if path_key is None or row.rights[4] else "key_in_path"
+        return cause, row.prefix
+
+    def _row(self, snapshot: Snapshot, credential: bytes) -> tuple[KeyRow, bool] | None:
+        """The key with a secret, usable or not, and whether that was its secret before the last rotation."""
+        if has_our_form(credential) or (snapshot.tables.foreign_keys and 16 <= len(credential) <= 256):
+            for pepper in self.peppers:
+                found = snapshot.tables.digests.get(digest(credential, pepper))
+                if found is not None and (row := snapshot.tables.keys.get(found[0])) is not None:
+                    return row, found[1]
+        return None
+
+
+def check_address(snapshot: Snapshot, address: Address | None) -> None:
+    """Raises Forbidden where a rule for all shuts an address out."""
+    if not snapshot.ip_all.allow(address):
+        raise Forbidden("ip_denied", "Calls from this address are not allowed here.")
 
 
 def check_right(key: Key, route: Route) -> None:

@@ -37,6 +37,15 @@ class Ids:
         return f"{high | 0b10 << 62 | tail & 0x3FFFFFFFFFFFFFFF:032x}"
 
 
+def key_in_path(path: bytes) -> tuple[bytes | None, bytes]:
+    """The key of /k/KEY/… and the path behind it; nothing is decoded or cleaned up."""
+    if path.startswith(b"/k/"):
+        key, slash, rest = path[3:].partition(b"/")
+        if slash:
+            return key, slash + rest
+    return None, path
+
+
 class Call:
     """Times are seconds of the monotonic clock unless named epoch. Filled by the steps of GatewayConsumer in turn."""
 
@@ -71,6 +80,7 @@ class Call:
         "outcome",
         "output_cap",
         "path",
+        "path_key",
         "price",
         "queue_seconds",
         "reservation",
@@ -86,8 +96,10 @@ class Call:
     )
 
     def __init__(self, call_id: str, method: str, path: bytes, address: Address | None, epoch: float) -> None:
+        """`path` as it was sent; a key in it is taken out, and is nowhere but in `path_key` (threat A6)."""
         self.id = call_id
         self.method = method
+        self.path_key, path = key_in_path(path)
         self.path = path
         self.address = address
         self.started_epoch = epoch

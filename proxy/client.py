@@ -33,9 +33,16 @@ class Client:
         self._watcher: asyncio.Task[None] | None = None
 
     @property
+    def peer(self) -> str:
+        """The address of the socket; "" for a Unix socket."""
+        peer = self._scope.get("client")
+        return str(peer[0]) if peer else ""
+
+    @property
     def own_origin(self) -> bytes:
         """The web origin of the address that was called."""
-        return self._scope.get("scheme", "http").encode() + b"://" + self._fields.get(b"host", b"")
+        scheme: str = self._scope.get("scheme", "http")
+        return b"%b://%b" % (scheme.encode(), self._fields.get(b"host", b""))
 
     def header(self, name: bytes) -> bytes | None:
         """A header of which there is one; of several, the last."""

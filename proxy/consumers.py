@@ -6,12 +6,14 @@ from channels.consumer import AsyncConsumer
 
 from proxy import headers as header_rules
 from proxy import listings, metrics
-from proxy.admission import NOT_ACCEPTED
+from proxy.admission import NOT_ACCEPTED, check_address
 from proxy.call import Call
 from proxy.client import Client, ClientGone, Headers, Receive, Scope, Send
-from proxy.client_address import client_address
+from proxy.client_address import client_address, is_in, parse_address
+from proxy.cors import WITHHELD, Origins, granted, preflight
 from proxy.dispatch import Dispatch
 from proxy.errors import (
+    Forbidden,
     InternalError,
     LoopDetected,
     MethodNotAllowed,
@@ -21,6 +23,7 @@ from proxy.errors import (
     Unauthorized,
     Unavailable,
 )
+from proxy.host_names import HostNames
 from proxy.requests import read_request, unloaded
 from proxy.routes import ROUTES, Kind, Route
 from proxy.runtime import Runtime
@@ -31,12 +34,27 @@ logger = logging.getLogger(__name__)
 JSON = b"application/json; charset=utf-8"
 TEXT = b"text/plain; charset=utf-8"
 
+FOREIGN_PAGE = "Pages of this web origin may not call the gateway. An administrator can add it to CORS_ORIGINS."
+UNKNOWN_NAME = (
+    "This gateway does not know itself by the host name of the call, so the call needs an API key. An administrator "
+    "can add the name to ALLOWED_HOSTS."
+)
+UNKNOWN_PROXY = (
+    "The call came through a proxy that is not in TRUSTED_PROXIES, so it needs an API key: whose call it is cannot be "
+    "told from its address."
+)
+_SAID_BY_PROXIES = frozenset((b"x-forwarded-for", b"forwarded", b"x-real-ip"))
+
 
 class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no types
     """Reads `receive` itself: Channels' dispatch would hop for each of the messages a large body arrives in."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
+        configuration = runtime.configuration
+        site = [configuration.site_url] if configuration.site_url else []
+        self.origins = Origins([*site, *configuration.cors_origins])
+        self.host_names = HostNames(configuration.host_names, configuration.site_url)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.runtime.snapshot is None:
@@ -59,19 +77,27 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
 
     def new_call(self, scope: Scope, client: Client) -> Call:
         runtime = self.runtime
-        peer = scope.get("client")
         forwarded: list[str] = []
         if runtime.configuration.trusted_proxies:
             forwarded = [value.decode("latin-1") for name, value in client.headers if name == b"x-forwarded-for"]
-        address = client_address(peer[0] if peer else "", forwarded, runtime.configuration.trusted_proxies)
+        address = client_address(client.peer, forwarded, runtime.configuration.trusted_proxies)
         epoch = runtime.now()
         raw_path = scope.get("raw_path") or scope["path"].encode()
         return Call(runtime.ids.new(epoch), scope["method"], raw_path, address, epoch)
 
     async def answer(self, call: Call, client: Client) -> None:
         runtime = self.runtime
+        origin = client.header(b"origin")
+        if origin is not None:
+            permitted = self.origins.allow(origin, client.own_origin)
+            client.added_headers = granted(origin) if permitted else WITHHELD
+            if call.method == "OPTIONS" and client.header(b"access-control-request-method") is not None:
+                await self.answer_preflight(call, client, permitted)
+                return
         kind = self.find_route(call).kind
         if kind is Kind.ROOT:
+            if call.path_key is not None:
+                self.authenticate(call, client)
             await self.say(call, client, listings.ROOT, TEXT)
             return
         self.check_passable(client)
@@ -92,6 +118,19 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
         refusal = await Dispatch(runtime, call, client).run(request)
         if refusal is not None:
             await self.refuse(call, client, refusal)
+
+    async def answer_preflight(self, call: Call, client: Client, permitted: bool) -> None:
+        """What a browser asks before a page may send a call. It carries no credential and contacts no backend."""
+        check_address(self.runtime.rules(), call.address)
+        methods = ROUTES.get(call.path)
+        if methods is None:
+            raise NotFound("unknown_route", "404 page not found")
+        if not permitted:
+            raise Forbidden("origin_not_allowed", FOREIGN_PAGE)
+        asked = client.header(b"access-control-request-headers") or b""
+        headers = preflight(methods, asked, self.runtime.configuration.auth_header)
+        await client.start(204, [*headers, (b"x-request-id", call.id.encode()), *header_rules.SAFETY])
+        await client.end()
 
     def find_route(self, call: Call) -> Route:
         methods = ROUTES.get(call.path)
@@ -118,8 +157,10 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
         assert call.route is not None
         try:
             call.key = runtime.admission.admit(
-                runtime.rules(), call.route, client.headers, call.address, call.started_epoch
+                runtime.rules(), call.route, client.headers, call.address, call.started_epoch, call.path_key
             )
+            if call.key.acting:
+                self.check_place(client)
         except Unauthorized as refusal:
             if seconds := runtime.credential_failures.count(call.address):
                 message = "Too many calls with keys that are not accepted came from this address."

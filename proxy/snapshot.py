@@ -44,6 +44,7 @@ class Key:
     tenant_ip: IPRules
     key_ip: IPRules
     rules: tuple[Rule, ...]
+    acting: bool = False  # stands in for a caller without a key, whose credential is their place in the network
 
     def may_use(self, canonical: str) -> bool:
         return not self.models or any(fnmatchcase(canonical, pattern) for pattern in self.models)
@@ -122,6 +123,7 @@ class Tables:
     policies: tuple[Policy, ...] = ()
     backends: tuple[Backend, ...] = ()
     prices: tuple[PriceRow, ...] = ()
+    cancelled: Mapping[str, str] = field(default_factory=dict)  # call id → by whom
 
 
 class Snapshot:
@@ -141,6 +143,7 @@ class Snapshot:
         self._limits = _limits_by_subject(tables.limits)
         self._aliases = _by_precision(tables.aliases)
         self._keys: dict[int, Key | None] = {}
+        self._acting_keys: dict[int, Key] = {}
         # What policy sets, by output cap and rights of the key, pattern of the policy.
         self.pins: dict[tuple[int | None, bool, bool, str], Pin] = {}
         self._models: dict[tuple[tuple[str, ...], bool, str], Model] = {}
@@ -168,6 +171,20 @@ class Snapshot:
         if key is not None and key.expires_at is not None and key.expires_at <= now:
             return None
         return key
+
+    def why_unusable(self, row: KeyRow, now: float) -> str:
+        """What a key is refused for wherever it comes from, as a code; empty if it may be used."""
+        if row.revoked:
+            return "key_revoked"
+        if not row.enabled:
+            return "key_disabled"
+        if row.expires_at is not None and row.expires_at <= now:
+            return "key_expired"
+        if not self.tables.tenants.get(row.tenant_id, ("", False))[1]:
+            return "tenant_disabled"
+        if row.user_id and not self.tables.users.get(row.user_id, ("", False))[1]:
+            return "user_disabled"
+        return ""
 
     def _compile(self, key_id: int) -> Key | None:
         row = self.tables.keys.get(key_id)
@@ -221,8 +238,16 @@ class Snapshot:
             return None
         for acting in self.acting:
             if acting.network.version == address.version and address in acting.network:
-                return self.key(acting.key_id, now)
+                return self._acting_key(acting.key_id, now)
         return None
+
+    def _acting_key(self, key_id: int, now: float) -> Key | None:
+        key = self.key(key_id, now)
+        if key is None:
+            return None
+        if key_id not in self._acting_keys:
+            self._acting_keys[key_id] = replace(key, acting=True)
+        return self._acting_keys[key_id]
 
     def model(self, key: Key, asked: str) -> "Model":
         """What a name means to a key. Raises InvalidModelName."""
