@@ -67,6 +67,8 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
             if call.reservation is None:
                 metrics.observe_refusal(call, refusal.code)
             await self.refuse(call, client, refusal)
+            if call.reservation is None:
+                self.runtime.count_refusal(call, client.headers, refusal)
         except ClientGone:
             pass  # nobody to answer, and nothing was admitted
         except Exception:

@@ -41,6 +41,9 @@ class Drainable(Protocol):
     async def start(self) -> None:
         """In the worker's loop, before it accepts connections."""
 
+    def listening(self, places: list[tuple[str, int]]) -> None:
+        """(address, port) of each socket that connections are accepted on now."""
+
     def begin_drain(self) -> None:
         """At SIGTERM, at once: refuse new calls with 503, and say so at /readyz."""
 
@@ -64,7 +67,9 @@ class GatewayServer(uvicorn.Server):
     async def serve_until_stopped(self, sockets: Listeners, ready: Callable[[], None]) -> None:
         await self.runtime.start()
         self.connections = Connections(self.options, asyncio.get_running_loop())
-        await self._accept(sockets())
+        listeners = sockets()
+        await self._accept(listeners)
+        self.runtime.listening([listener.getsockname()[:2] for listener in listeners])
         self.connections.start()
         # The modules loaded so far live as long as the process; looking through them at each full collection
         # would stop all streams for 100 ms.

@@ -4,9 +4,10 @@ import asyncio
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 from django.db import DatabaseError, InterfaceError
 
@@ -19,6 +20,8 @@ from proxy.ledger.spool import Spool, SpoolFull
 from proxy.ledger.store import Store
 from proxy.threads import WorkThread
 from usage.costs import PriceRow
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +74,10 @@ class Ledger:
 
     def finish(self, call: Call, row: Row) -> None:
         self.spool.close(rows.closed(row, call))
+
+    def run(self, function: Callable[..., T], *args: Any) -> "asyncio.Future[T]":
+        """In the thread that stores records, after what it is doing: for what else must not block the loop."""
+        return self._writer.run(function, *args)
 
     @property
     def is_writable(self) -> bool:
