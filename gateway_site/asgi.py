@@ -2,6 +2,7 @@
 
 import asyncio
 import atexit
+import logging
 import os
 from collections.abc import Awaitable
 
@@ -10,15 +11,23 @@ import django
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway_site.settings")
 django.setup()
 
-from channels.routing import ProtocolTypeRouter  # noqa: E402
+from channels.auth import AuthMiddlewareStack  # noqa: E402
+from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
+from channels.security.websocket import AllowedHostsOriginValidator, WebsocketDenier  # noqa: E402
 from django.conf import settings  # noqa: E402
 from django.core.asgi import get_asgi_application  # noqa: E402
+from django.db import DatabaseError, InterfaceError  # noqa: E402
+from django.urls import path as at  # noqa: E402
+from django.urls import re_path  # noqa: E402
 
 from gateway_site.daphne_server import answers  # noqa: E402
 from proxy.client import Receive, Scope, Send  # noqa: E402
 from proxy.consumers import GatewayConsumer  # noqa: E402
+from proxy.live.consumers import LiveConsumer  # noqa: E402
 from proxy.routes import belongs_to_calls  # noqa: E402
 from proxy.runtime import Runtime  # noqa: E402
+
+logger = logging.getLogger(__name__)
 
 # What lives as long as the process. It starts itself with the first request, be it for /readyz, and ends itself at
 # exit: Daphne sends no lifespan events.
@@ -43,4 +52,21 @@ def _wants_pages(scope: Scope) -> bool:
     return any(name == b"accept" and b"text/html" in value for name, value in scope["headers"])
 
 
-application = ProtocolTypeRouter({"http": http})
+# Strangers are turned away without the help of the channel layer, which may be away.
+WebsocketDenier.channel_layer_alias = "none"
+sockets = AllowedHostsOriginValidator(
+    AuthMiddlewareStack(
+        URLRouter([at("ws/live", LiveConsumer.as_asgi(runtime=gateway)), re_path("", WebsocketDenier.as_asgi())])
+    )
+)
+
+
+async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
+    try:
+        await sockets(scope, receive, send)
+    except (DatabaseError, InterfaceError) as exc:
+        logger.warning("A live page could not be opened: the database does not answer (%s)", type(exc).__name__)
+        await send({"type": "websocket.close", "code": 1013})  # try again later
+
+
+application = ProtocolTypeRouter({"http": http, "websocket": websocket})

@@ -11,14 +11,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from django.db import DatabaseError, InterfaceError, connections
+from django.utils import timezone
 
 from proxy.backend_url import normalise_backend_url
+from proxy.cancellation import EFFECTIVE
 from proxy.credentials import unseal
 from proxy.ip_rules import normalised
 from proxy.limits.rules import Rule
 from proxy.model_names import canonical_pattern
 from proxy.models import Backend as BackendModel
-from proxy.models import ModelAlias, ModelPolicy
+from proxy.models import CallCancellation, ModelAlias, ModelPolicy
 from proxy.snapshot import Backend, KeyRow, Policy, Tables, ordered_policies
 from proxy.triggers import CHANNEL
 from tenants.models import IPRule, Limit, Tenant, User
@@ -38,6 +40,7 @@ class RulesWatch:
         self._changed = changed
         self._using = using
         self._stop = threading.Event()
+        self._hurry = threading.Event()
         self._tables = Tables()
         self._loaded = False
         self._listener: Any = None
@@ -51,6 +54,11 @@ class RulesWatch:
 
     def stop(self) -> None:
         self._stop.set()
+        self._hurry.set()
+
+    def look_now(self) -> None:
+        """Has the next poll happen at once. PostgreSQL says by itself when something changes."""
+        self._hurry.set()
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -135,7 +143,8 @@ class RulesWatch:
     def _wait(self) -> None:
         """Until the next poll is due, or PostgreSQL says that something changed."""
         if connections[self._using].vendor != "postgresql":
-            self._stop.wait(POLL_SECONDS)
+            self._hurry.wait(POLL_SECONDS)
+            self._hurry.clear()
             return
         with connections[self._using].wrap_database_errors:
             if self._listener is None:
@@ -336,6 +345,11 @@ def _prices(using: str) -> dict[str, Any]:
     return {"prices": tuple(PriceRow(pk, canonical_pattern(model), *rest) for pk, model, *rest in rows)}
 
 
+def _cancelled(using: str) -> dict[str, Any]:
+    recent = CallCancellation.objects.using(using).filter(requested_at__gt=timezone.now() - EFFECTIVE)
+    return {"cancelled": dict(recent.values_list("call_id", "by"))}
+
+
 _LOADERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "tenants_tenant": _tenants,
     "tenants_user": _users,
@@ -346,4 +360,5 @@ _LOADERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "proxy_modelalias": _aliases,
     "proxy_modelpolicy": _policies,
     "usage_price": _prices,
+    "proxy_callcancellation": _cancelled,
 }

@@ -9,16 +9,19 @@ import time
 from proxy import metrics
 from proxy.admission import Admission
 from proxy.call import Call, Ids
+from proxy.client import Headers
 from proxy.clock import SteadyClock
 from proxy.configuration import Configuration
 from proxy.credential_failures import CredentialFailures
-from proxy.errors import Interruption, Unavailable
+from proxy.errors import Forbidden, Interruption, Refusal, Unauthorized, Unavailable
 from proxy.fleet import Fleet
 from proxy.fleet.reports import BackendReports
 from proxy.ledger import Ledger
 from proxy.limits import MemoryLimits
+from proxy.live.board import Board
 from proxy.rules_watch import RulesWatch
 from proxy.snapshot import Snapshot, Tables
+from proxy.worker_reports import Status, WorkerReports
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +45,12 @@ class Runtime:
         self.credential_failures = CredentialFailures(configuration.failed_credentials_per_minute)
         self.limits = MemoryLimits(configuration.time_zone, self.now)
         self.calls: set[Call] = set()
+        self.board = Board(self)
         self.draining = False
         self.snapshot: Snapshot | None = None
         self.ledger: Ledger
         self.fleet: Fleet
+        self.worker_reports = WorkerReports()
         self._rules: RulesWatch
         self._backend_reports: BackendReports
         self._starting: asyncio.Future[None] | None = None
@@ -75,6 +80,8 @@ class Runtime:
         self._rules = RulesWatch(lambda tables: _call_soon(loop, self._apply, tables))
         self._rules.start()
         self._sweeper = asyncio.create_task(self._sweep_for_ever(), name="sweeper")
+        self.board.start()
+        self.worker_reports.start(self.ledger.run, self._status)
         self._backend_reports = BackendReports(self.fleet.states)
         try:
             async with asyncio.timeout(START_PATIENCE):
@@ -107,6 +114,12 @@ class Runtime:
         for call in list(self.calls):
             if not self.may_go_on(call):
                 call.interrupt(Interruption.WITHDRAWN)
+            elif (by := snapshot.tables.cancelled.get(call.id)) is not None:
+                self.board.cancel(call.id, by)
+
+    def look_at_rules(self) -> None:
+        """Now, rather than within the quarter of a second that it takes by itself."""
+        self._rules.look_now()
 
     def may_go_on(self, call: Call) -> bool:
         """Whether the rules, as they are now, would still let a call in that they let in before."""
@@ -120,6 +133,10 @@ class Runtime:
             return False
         return call.model is None or snapshot.model(key, call.asked).allowed
 
+    def _status(self) -> Status:
+        revisions = self.snapshot.tables.revisions if self.snapshot is not None else {}
+        return Status(revisions, len(self.calls), self.fleet.line.waiting)
+
     # The calls in flight.
 
     def began(self, call: Call) -> None:
@@ -129,6 +146,14 @@ class Runtime:
         self.calls.discard(call)
         if self.draining and not self.calls:
             self._nothing_runs.set()
+
+    def count_refusal(self, call: Call, headers: Headers, refusal: Refusal) -> None:
+        """For the pages. After the answer, whose time must not tell a known key from an unknown one (A3)."""
+        code, prefix = refusal.code, call.key.prefix if call.key is not None else ""
+        if isinstance(refusal, Unauthorized | Forbidden) and code != "ip_denied" and self.snapshot is not None:
+            cause, prefix = self.admission.explain(self.snapshot, headers, call.started_epoch, call.path_key)
+            code = cause if code == "invalid_key" else code
+        self.worker_reports.refused(call.started_epoch, code, prefix)
 
     async def _sweep_for_ever(self) -> None:
         """Once a second: deadlines, notes of progress, expired keys and rules. One timer instead of one per call."""
@@ -158,8 +183,12 @@ class Runtime:
             self._use(snapshot.refreshed(epoch))
         self.fleet.sweep()
         metrics.observe_runtime(self)
+        self.board.tick()
 
-    # The end (gateway_site.server.Drainable).
+    # gateway_site.server.Drainable
+
+    def listening(self, places: list[tuple[str, int]]) -> None:
+        self.worker_reports.listening(places)
 
     def begin_drain(self) -> None:
         self.draining = True
@@ -194,7 +223,9 @@ class Runtime:
         if self._sweeper is not None:
             self._sweeper.cancel()
         self._backend_reports.close()
+        await self.board.close()
         self.fleet.close()
+        await self.worker_reports.close()
         await self.ledger.close(5)
 
     def close_at_exit(self) -> None:

@@ -10,6 +10,7 @@ WATCHED: dict[str, tuple[str, ...] | None] = {
     "tenants_iprule": None,
     "tenants_limit": None,
     "proxy_backend": None,
+    "proxy_callcancellation": None,
     "proxy_modelalias": None,
     "proxy_modelpolicy": None,
     "usage_price": None,

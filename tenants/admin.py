@@ -13,6 +13,7 @@ from django.template.response import TemplateResponse
 
 from tenants import money
 from tenants.administering import Archived, ArchivingAdmin
+from tenants.announcements import rules_changed
 from tenants.keys import issue
 from tenants.models import ApiKey, IPRule, Limit, Membership, Tenant, User
 
@@ -69,6 +70,7 @@ class UserAdmin(DjangoUserAdmin):
         if not request.user.is_superuser:
             users = users.filter(is_superuser=False)
         count = users.update(is_active=on)
+        rules_changed()
         self.message_user(request, f"Switched {'on' if on else 'off'}: {count}.", messages.SUCCESS)
 
 
@@ -164,7 +166,9 @@ class ApiKeyAdmin(admin.ModelAdmin):
 
     @admin.action(description="Disable selected keys", permissions=["change"])
     def disable(self, request: HttpRequest, queryset: QuerySet) -> None:
-        self.message_user(request, f"Disabled: {queryset.update(enabled=False)}.", messages.SUCCESS)
+        count = queryset.update(enabled=False)
+        rules_changed()
+        self.message_user(request, f"Disabled: {count}.", messages.SUCCESS)
 
     @admin.action(description="Revoke selected keys…", permissions=["change"])
     def revoke(self, request: HttpRequest, queryset: QuerySet) -> HttpResponse | None:

@@ -5,6 +5,8 @@ from typing import Self
 from django.db import models
 from django.utils import timezone
 
+from tenants.announcements import rules_changed
+
 
 class ArchivableQuerySet(models.QuerySet):
     def current(self) -> Self:
@@ -13,7 +15,9 @@ class ArchivableQuerySet(models.QuerySet):
 
     def archive(self) -> int:
         """Archives the rows that are not; returns how many."""
-        return self.current().update(archived_at=timezone.now())
+        count = self.current().update(archived_at=timezone.now())
+        rules_changed(self.db)
+        return count
 
 
 class Archivable(models.Model):

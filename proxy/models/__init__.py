@@ -1,6 +1,19 @@
 from proxy.models.backends import Backend
+from proxy.models.cancellations import CallCancellation
 from proxy.models.catalogue import ModelAlias, ModelPolicy
+from proxy.models.jobs import ModelJob
+from proxy.models.operation import RefusalCount, WorkerReport
 from proxy.models.reports import BackendReport
 from proxy.models.revisions import ConfigRevision
 
-__all__ = ["Backend", "BackendReport", "ConfigRevision", "ModelAlias", "ModelPolicy"]
+__all__ = [
+    "Backend",
+    "BackendReport",
+    "CallCancellation",
+    "ConfigRevision",
+    "ModelAlias",
+    "ModelJob",
+    "ModelPolicy",
+    "RefusalCount",
+    "WorkerReport",
+]

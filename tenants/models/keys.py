@@ -9,6 +9,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
 
+from tenants.announcements import rules_changed
 from tenants.models.people import Tenant, User
 
 
@@ -32,7 +33,9 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
 
     def revoke(self) -> int:
         """Revokes the keys that are not; returns how many."""
-        return self.filter(revoked_at=None).update(revoked_at=timezone.now())
+        count = self.filter(revoked_at=None).update(revoked_at=timezone.now())
+        rules_changed(self.db)
+        return count
 
 
 class ApiKey(models.Model):
