@@ -5,6 +5,7 @@ import binascii
 from collections.abc import Iterable
 
 from proxy.client_address import Address
+from proxy.default_models import NOTHING, WORDS, Installed
 from proxy.errors import BadRequest, Forbidden, NotFound, Refusal, Unauthorized
 from proxy.model_names import MAX_LENGTH, InvalidModelName
 from proxy.routes import Right, Route
@@ -18,6 +19,7 @@ NOT_ACCEPTED = (
     "This API key is not accepted here: it may be mistyped, unknown, expired, revoked or switched off, or not allowed "
     "from this address. The page of the key says which."
 )
+NO_DEFAULT_MODEL = "no_default_model"
 NO_KEY = "An API key is needed. Send it as 'Authorization: Bearer <key>'."
 
 
@@ -172,7 +174,7 @@ def check_right(key: Key, route: Route) -> None:
         raise Forbidden("endpoint_not_allowed", "This API key may not manage models. Ask its owner for the right.")
 
 
-def resolve_model(snapshot: Snapshot, key: Key, route: Route, asked: object) -> Model:
+def resolve_model(snapshot: Snapshot, key: Key, route: Route, asked: object, installed: Installed = NOTHING) -> Model:
     """What the named model is to this key. Raises BadRequest, NotFound (also for models it may not use)."""
     if not asked:
         status, message = route.missing_model
@@ -181,13 +183,24 @@ def resolve_model(snapshot: Snapshot, key: Key, route: Route, asked: object) -> 
     if len(asked) > MAX_LENGTH:
         raise BadRequest("invalid model name", "invalid_model_name")
     try:
-        model = snapshot.model(key, asked)
+        model = snapshot.model(key, asked, installed)
     except InvalidModelName as exc:
         raise BadRequest(str(exc), "invalid_model_name") from None
+    if not model.allowed and model.stands_for in WORDS:
+        raise no_default_model(model.asked.shown, model.stands_for)
     if not model.allowed:
         # As for a model that does not exist: which models others have is not for this key to know.
         raise NotFound("model_not_allowed", route.unknown_model.format(asked, model.asked.shown))
     return model
+
+
+def no_default_model(asked: str, target: str) -> NotFound:
+    words = WORDS[target]
+    message = (
+        f'"{asked}" stands for {words}, but no backend has one that this key may use. Choose {words} in the admin '
+        f"under Default models, or pull a model."
+    )
+    return NotFound(NO_DEFAULT_MODEL, message)
 
 
 def _model_refusal(status: int, message: str) -> Refusal:

@@ -111,7 +111,7 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
             await self.say(call, client, listings.answer(kind, runtime.fleet, key), JSON)
             return
         rules = runtime.rules()
-        request = await read_request(call, client, rules, runtime.configuration)
+        request = await read_request(call, client, rules, runtime.configuration, runtime.fleet)
         if runtime.snapshot is not rules and not runtime.may_go_on(call):
             raise Unauthorized("invalid_key", NOT_ACCEPTED)  # withdrawn while the body was on its way (A8)
         if call.answered_as_unloaded:
@@ -171,6 +171,18 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
             refusal.message = f"{refusal.message} (request id {call.id})"
             raise
         return call.key
+
+    def check_place(self, client: Client) -> None:
+        """Where the place in the network is the credential, nobody may borrow it. Raises Forbidden."""
+        origin = client.header(b"origin")
+        if origin is not None and not self.origins.allow(origin, client.own_origin):
+            raise Forbidden("origin_not_allowed", FOREIGN_PAGE)
+        if not self.host_names.know(client.header(b"host") or b""):
+            raise Forbidden("host_not_known", UNKNOWN_NAME)
+        if not _SAID_BY_PROXIES.isdisjoint(name for name, _ in client.headers):
+            peer = parse_address(client.peer)
+            if peer is None or not is_in(peer, self.runtime.configuration.trusted_proxies):
+                raise Forbidden("proxy_not_trusted", UNKNOWN_PROXY)
 
     async def say(self, call: Call, client: Client, body: bytes, kind: bytes) -> None:
         """An answer of our own."""

@@ -5,16 +5,19 @@ from typing import Any
 
 from proxy import body
 from proxy import headers as header_rules
-from proxy.admission import resolve_model
+from proxy.admission import NO_DEFAULT_MODEL, resolve_model
 from proxy.call import Call
 from proxy.client import Client
 from proxy.configuration import Configuration
 from proxy.dialects.base import Endpoint, Pin, Request, go_json
-from proxy.errors import BadRequest, UnsupportedEncoding
+from proxy.errors import BadRequest, NotFound, UnsupportedEncoding
+from proxy.fleet import Fleet
 from proxy.snapshot import Key, Policy, Snapshot
 
 
-async def read_request(call: Call, client: Client, snapshot: Snapshot, configuration: Configuration) -> Request:
+async def read_request(
+    call: Call, client: Client, snapshot: Snapshot, configuration: Configuration, fleet: Fleet
+) -> Request:
     """The checked object that a backend will get, and on the call all that it says. Raises Refusal."""
     assert call.route is not None
     assert call.route.endpoint is not None
@@ -30,13 +33,27 @@ async def read_request(call: Call, client: Client, snapshot: Snapshot, configura
     else:
         request = await _object_in(raw, endpoint.schema)
     asked = request.get("model") if len(endpoint.names) == 1 else _one_name(request, endpoint)
-    call.model = resolve_model(snapshot, call.key, call.route, asked)
+    await _name_model(call, snapshot, fleet, asked)
+    assert call.model is not None
     call.asked = str(asked).strip()
     request["model"] = call.model.served.upstream
     call.stream = endpoint.wants_stream(request)
     _note_client(call, client)
     _govern(call, request, endpoint, snapshot, configuration)
     return request
+
+
+async def _name_model(call: Call, snapshot: Snapshot, fleet: Fleet, asked: Any) -> None:
+    assert call.route is not None
+    assert call.key is not None
+    try:
+        call.model = resolve_model(snapshot, call.key, call.route, asked, fleet.survey)
+    except NotFound as refusal:
+        if refusal.code != NO_DEFAULT_MODEL:
+            raise
+        # The gateway may have just started, or the first model may have just been pulled.
+        await fleet.refresh(tags=True)
+        call.model = resolve_model(snapshot, call.key, call.route, asked, fleet.survey)
 
 
 async def _object_in(raw: bytes, schema: body.Schema) -> Request:

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
+from proxy import default_models
 from proxy.client_address import Address, Network
+from proxy.default_models import NOTHING, Installed
 from proxy.dialects.base import Pin
 from proxy.ip_rules import NO_RULES, IPRules, normalised
 from proxy.limits.rules import Rule
@@ -119,7 +121,8 @@ class Tables:
     ip_rules: tuple[tuple[str, str, int | None, int | None, int | None, float | None], ...] = ()
     # (scope, tenant id, user id, key id, rule)
     limits: tuple[tuple[str, int | None, int | None, int | None, Rule], ...] = ()
-    aliases: tuple[tuple[str, str], ...] = ()  # (pattern, model)
+    aliases: tuple[tuple[str, str], ...] = ()  # (pattern, model or one of default_models.WORDS)
+    default_models: Mapping[str, str] = field(default_factory=dict)  # those that are chosen, by @chat and @embedding
     policies: tuple[Policy, ...] = ()
     backends: tuple[Backend, ...] = ()
     prices: tuple[PriceRow, ...] = ()
@@ -147,6 +150,8 @@ class Snapshot:
         # What policy sets, by output cap and rights of the key, pattern of the policy.
         self.pins: dict[tuple[int | None, bool, bool, str], Pin] = {}
         self._models: dict[tuple[tuple[str, ...], bool, str], Model] = {}
+        self._models_with = NOTHING  # the installed models that those answers were worked out with
+        self._defaults = {target: _model_name(name) for target, name in tables.default_models.items()}
 
     def refreshed(self, now: float) -> "Snapshot":
         """The same rules, less those that have expired."""
@@ -249,25 +254,54 @@ class Snapshot:
             self._acting_keys[key_id] = replace(key, acting=True)
         return self._acting_keys[key_id]
 
-    def model(self, key: Key, asked: str) -> "Model":
+    def model(self, key: Key, asked: str, installed: Installed = NOTHING) -> "Model":
         """What a name means to a key. Raises InvalidModelName."""
+        if installed is not self._models_with:
+            self._models.clear()
+            self._models_with = installed
         identity = (key.models, key.may_use_cloud, asked)
         model = self._models.get(identity)
         if model is None:
             if len(self._models) >= REMEMBERED:
                 self._models.clear()
-            model = self._models[identity] = self._resolve(key, asked)
+            model = self._models[identity] = self._resolve(key, asked, installed)
         return model
 
-    def _resolve(self, key: Key, asked: str) -> "Model":
+    def still_allows(self, key: Key, model: "Model") -> bool:
+        """Whether a key may use a model that a name of a call meant when it was admitted."""
+        return model.allowed and _allows(key, model.asked, model.served)
+
+    def _resolve(self, key: Key, asked: str, installed: Installed) -> "Model":
         name = parse_model_name(asked)
-        served = name
+        target = self._alias_of(name, installed)
+        if target in default_models.WORDS:
+            served = self._default(target, key, name, installed)
+            if served is None:
+                return Model(name, name, False, NO_POLICY, target)
+        else:
+            served = parse_model_name(target) if target else name
+        return Model(name, served, _allows(key, name, served), self._policy(served.canonical), target)
+
+    def _alias_of(self, name: ModelName, installed: Installed) -> str:
+        """The model, or word for a default, that an alias has a name stand for; "" if the name means itself."""
         for pattern, target in self._aliases:
             if fnmatchcase(name.canonical, pattern):
-                served = parse_model_name(target)
-                break
-        allowed = key.may_use(name.canonical) or (served is not name and key.may_use(served.canonical))
-        return Model(name, served, allowed and (key.may_use_cloud or not served.cloud), self._policy(served.canonical))
+                if pattern == name.canonical:
+                    return target
+                # A pattern is a guess about names; a model that is there under this very name is none.
+                if name.canonical in installed.names:
+                    return ""
+                if target not in default_models.WORDS or default_models.may_stand_for(name.canonical):
+                    return target
+        return ""
+
+    def _default(self, target: str, key: Key, asked: ModelName, installed: Installed) -> ModelName | None:
+        chosen = self._defaults.get(target)
+        # The chosen one also if it is not installed now: which model answers must not depend on what is down.
+        if chosen is not None and _allows(key, asked, chosen):
+            return chosen
+        candidates = (parse_model_name(name) for name in installed.able(target))
+        return next((candidate for candidate in candidates if _allows(key, asked, candidate)), None)
 
     def _policy(self, canonical: str) -> Policy:
         for policy in self.tables.policies:
@@ -282,6 +316,21 @@ class Model:
     served: ModelName
     allowed: bool
     policy: Policy
+    # What an alias says in place of the name: a model, @chat or @embedding; "" where the name means itself.
+    stands_for: str = ""
+
+
+def _allows(key: Key, asked: ModelName, served: ModelName) -> bool:
+    """By either of its names; a cloud model only with the right to it."""
+    named = key.may_use(asked.canonical) or (served is not asked and key.may_use(served.canonical))
+    return named and (key.may_use_cloud or not served.cloud)
+
+
+def _model_name(name: str) -> ModelName | None:
+    try:
+        return parse_model_name(name) if name else None
+    except InvalidModelName:
+        return None  # the form refuses it; raw SQL may not have
 
 
 def ordered_policies(policies: Iterable[Policy]) -> tuple[Policy, ...]:
@@ -297,11 +346,8 @@ def _precision(pattern: str) -> tuple[bool, int, str]:
 def _by_precision(aliases: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     usable = []
     for pattern, target in aliases:
-        try:
-            parse_model_name(target)
-        except InvalidModelName:
-            continue  # the form refuses it; raw SQL may not have
-        usable.append((canonical_pattern(pattern), target))
+        if target in default_models.WORDS or _model_name(target) is not None:
+            usable.append((canonical_pattern(pattern), target))
     return sorted(usable, key=lambda alias: _precision(alias[0]))
 
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from proxy.call import Call
 from proxy.configuration import Configuration
+from proxy.default_models import NOTHING, WORDS, survey
 from proxy.errors import BadRequest, NotFound, Refusal, Unavailable
 from proxy.fleet import selection
 from proxy.fleet.probes import Watch
@@ -35,6 +36,8 @@ class Fleet:
         self._instance = instance
         self.states: dict[int, BackendState] = {}
         self.line = Line(configuration.line_length)
+        # Replaced when it changes: answers that were worked out with it are known by its identity.
+        self.survey = NOTHING
         self._watches: dict[int, Watch] = {}
         self._retries = RETRY_BURST
 
@@ -50,6 +53,7 @@ class Fleet:
                 self.states[backend.id].backend = backend
             else:
                 self._add(backend)
+        self._look_around()
         self.line.serve_all()
 
     def close(self) -> None:
@@ -183,6 +187,16 @@ class Fleet:
         ]
         return sorted(found, key=lambda pair: str(pair[1].get("expires_at", "")), reverse=True)
 
+    def _look_around(self) -> None:
+        names = [name for state in self.states.values() if state.backend.enabled for name in state.models]
+        found = survey(names, [(name, model.item) for state in self._up() for name, model in state.models.items()])
+        if found != self.survey:
+            self.survey = found
+
+    def _after_round(self) -> None:
+        self._look_around()
+        self.line.serve_all()
+
     def _up(self) -> list[BackendState]:
         return [state for state in self.states.values() if state.backend.enabled and state.is_up]
 
@@ -223,7 +237,13 @@ class Fleet:
             return Unavailable("no_backend", "No backend is set up yet. An administrator can add one.", retry_after=30)
         if holders or not self._up():
             return Unavailable("no_backend", "No backend that has this model answers now. Try again.", retry_after=5)
-        return NotFound("model_not_found", call.route.unknown_model.format(call.asked, call.model.asked.shown))
+        message = call.route.unknown_model.format(call.asked, call.model.asked.shown)
+        if call.model.stands_for in WORDS:
+            message = (
+                f'"{call.asked}" stands for {WORDS[call.model.stands_for]}, {call.model.served.upstream}, which no '
+                "backend has. Pull it, or choose another in the admin under Default models."
+            )
+        return NotFound("model_not_found", message)
 
     def _add(self, backend: Backend) -> None:
         try:
@@ -236,7 +256,7 @@ class Fleet:
         state = BackendState(backend, Pool(endpoint))
         self.states[backend.id] = state
         seconds = self.configuration.probe_seconds
-        self._watches[backend.id] = Watch(state, tls, seconds, self.line.serve_all, self._instance)
+        self._watches[backend.id] = Watch(state, tls, seconds, self._after_round, self._instance)
 
     def _forget(self, backend_id: int) -> None:
         self.states.pop(backend_id).pool.close()
