@@ -37,10 +37,21 @@ calls = GatewayConsumer.as_asgi(runtime=gateway)
 pages = get_asgi_application()
 
 
+# All that the port for metrics answers.
+ASKED_BY_MACHINES = {settings.METRICS_PATH.encode(), b"/livez", b"/readyz"}
+
+
+async def nothing_here(send: Send) -> None:
+    await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
 def http(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
     if not gateway.is_started:
         asyncio.ensure_future(gateway.start())  # noqa: RUF006 - the runtime keeps it
     path = scope.get("raw_path") or scope["path"].encode()
+    if settings.METRICS_PORT and (scope.get("server") or (None, None))[1] == settings.METRICS_PORT:
+        return pages(scope, receive, send) if path in ASKED_BY_MACHINES else nothing_here(send)  # type: ignore[arg-type]
     if belongs_to_calls(path) and not (path == b"/" and _wants_pages(scope)):
         if "extensions" not in scope and (request := answers.request_behind(send)) is not None:
             return answers.answer(calls, scope, receive, send, request)

@@ -45,4 +45,6 @@ def readyz(request: HttpRequest) -> HttpResponse:
 @require_safe
 @for_metrics_networks
 def metrics(request: HttpRequest) -> HttpResponse:
+    if settings.METRICS_PORT and request.META["SERVER_PORT"] != str(settings.METRICS_PORT):
+        return HttpResponse(status=404)
     return ExportToDjangoView(request)

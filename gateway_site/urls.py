@@ -1,3 +1,4 @@
+from django.conf import settings
 from django.contrib import admin
 from django.urls import path
 
@@ -9,5 +10,5 @@ urlpatterns = [
     path("admin/", admin.site.urls),
     path("livez", health.livez),
     path("readyz", health.readyz),
-    path("metrics", health.metrics),
+    path(settings.METRICS_PATH[1:], health.metrics),
 ]

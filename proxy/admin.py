@@ -12,7 +12,7 @@ from django.http import HttpRequest
 
 from proxy.backend_url import normalise_backend_url
 from proxy.credentials import seal
-from proxy.models import Backend, ConfigRevision, ModelAlias, ModelPolicy
+from proxy.models import Backend, ConfigRevision, DefaultModels, ModelAlias, ModelPolicy
 from proxy.resolution import refuse_where_it_leads
 from tenants.administering import Archived, ArchivingAdmin, ReadOnlyAdmin
 
@@ -125,11 +125,27 @@ class BackendAdmin(ArchivingAdmin):
 
 @admin.register(ModelAlias)
 class ModelAliasAdmin(admin.ModelAdmin):
-    list_display = ["pattern", "model", "enabled"]
+    list_display = ["pattern", "stands_for", "enabled"]
     list_filter = ["enabled"]
     search_fields = ["pattern", "model"]
     fields = ["pattern", "model", "enabled"]
     ordering = ["pattern"]
+
+
+@admin.register(DefaultModels)
+class DefaultModelsAdmin(admin.ModelAdmin):
+    list_display = ["__str__", "chat_model", "embedding_model"]
+    fields = ["chat_model", "embedding_model"]
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return super().has_add_permission(request) and not DefaultModels.objects.exists()
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def save_model(self, request: HttpRequest, obj: DefaultModels, form: Any, change: bool) -> None:
+        obj.id = 1
+        super().save_model(request, obj, form, change)
 
 
 @admin.register(ModelPolicy)

@@ -15,11 +15,11 @@ PATIENCE_SECONDS = 3
 def refuse_where_it_leads(url: str) -> None:
     """Raises ValueError if the host is known to have an address that no Ollama lives at."""
     # A name that is not known yet is fine: containers and machines may come up later.
-    for address in _addresses(urlsplit(url).hostname or ""):
+    for address in addresses_of(urlsplit(url).hostname or ""):
         refuse_address(ip_address(address.partition("%")[0]))
 
 
-def _addresses(host: str) -> list[str]:
+def addresses_of(host: str) -> list[str]:
     found: list[str] = []
 
     def look_up() -> None:

@@ -16,11 +16,12 @@ from django.utils import timezone
 from proxy.backend_url import normalise_backend_url
 from proxy.cancellation import EFFECTIVE
 from proxy.credentials import unseal
+from proxy.default_models import CHAT, EMBEDDING
 from proxy.ip_rules import normalised
 from proxy.limits.rules import Rule
 from proxy.model_names import canonical_pattern
 from proxy.models import Backend as BackendModel
-from proxy.models import CallCancellation, ModelAlias, ModelPolicy
+from proxy.models import CallCancellation, DefaultModels, ModelAlias, ModelPolicy
 from proxy.snapshot import Backend, KeyRow, Policy, Tables, ordered_policies
 from proxy.triggers import CHANNEL
 from tenants.models import IPRule, Limit, Tenant, User
@@ -315,6 +316,11 @@ def _aliases(using: str) -> dict[str, Any]:
     return {"aliases": tuple(rows)}
 
 
+def _default_models(using: str) -> dict[str, Any]:
+    row = DefaultModels.objects.using(using).filter(id=1).first()
+    return {"default_models": {CHAT: row.chat_model, EMBEDDING: row.embedding_model} if row else {}}
+
+
 def _policies(using: str) -> dict[str, Any]:
     policies = [
         Policy(
@@ -358,6 +364,7 @@ _LOADERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "tenants_limit": _limits,
     "proxy_backend": _backends,
     "proxy_modelalias": _aliases,
+    "proxy_defaultmodels": _default_models,
     "proxy_modelpolicy": _policies,
     "usage_price": _prices,
     "proxy_callcancellation": _cancelled,

@@ -12,6 +12,7 @@ WATCHED: dict[str, tuple[str, ...] | None] = {
     "proxy_backend": None,
     "proxy_callcancellation": None,
     "proxy_modelalias": None,
+    "proxy_defaultmodels": ("chat_model", "embedding_model"),
     "proxy_modelpolicy": None,
     "usage_price": None,
 }

@@ -19,19 +19,19 @@ Place = tuple[int, str, int]
 
 
 def listen(options: ServerOptions) -> list[socket.socket]:
-    """One listening socket for each address of the host."""
-    port = options.port
+    """One listening socket for each address of the host and each port; those of the main port first."""
     sockets: list[socket.socket] = []
-    try:
-        for family, address in _addresses(options.host, port):
-            sock = bind((family, address, port))
-            sockets.append(sock)
-            sock.listen(options.backlog)
-            # Port 0 lets the kernel choose; the other addresses then get the same.
-            port = sock.getsockname()[1]
-    except OSError as exc:
-        close(sockets)
-        raise CannotListen(_reason(exc, options.host, port)) from exc
+    for port in (options.port, *options.further_ports):
+        try:
+            for family, address in _addresses(options.host, port):
+                sock = bind((family, address, port))
+                sockets.append(sock)
+                sock.listen(options.backlog)
+                # Port 0 lets the kernel choose; the other addresses then get the same.
+                port = sock.getsockname()[1]
+        except OSError as exc:
+            close(sockets)
+            raise CannotListen(_reason(exc, options.host, port)) from exc
     return sockets
 
 
@@ -91,11 +91,20 @@ def bind(place: Place, shared: bool = False) -> socket.socket:
 
 def _reason(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
-        holder = holder_of(port)
-        return f"Port {port} on {host} is in use" + (f" by {holder}." if holder else " by another process.")
+        holder = holder_of(port) or "another process"
+        return f"Port {port} on {host} is in use by {holder}. {_what_to_do(holder, port)}"
     if error.errno == errno.EACCES:
         return f"Port {port} on {host} needs more rights than this process has; ports from 1024 on do not."
     return f"Cannot listen on {host} port {port}: {error.strerror}."
+
+
+def _what_to_do(holder: str, port: int) -> str:
+    if holder.startswith("ollama"):
+        return (
+            f"To take its place, move Ollama (OLLAMA_HOST=127.0.0.1:{port + 1} ollama serve) and start this with "
+            f"--upstream http://127.0.0.1:{port + 1}. Or choose another port with --port."
+        )
+    return "End it, or choose another port with --port."
 
 
 def holder_of(port: int) -> str | None:

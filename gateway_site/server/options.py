@@ -14,6 +14,8 @@ class ServerOptions:
 
     host: str = "127.0.0.1"
     port: int = 8080
+    # Of the same address; the application sees in the scope which one was called.
+    further_ports: tuple[int, ...] = ()
     # Processes. One runs in this very process, more are supervised by it.
     workers: int = 1
     # Connections the kernel keeps waiting for accept().
@@ -57,8 +59,9 @@ class ServerOptions:
     def __post_init__(self) -> None:
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise ValueError("tls_certificate and tls_key: give both or neither")
-        if not 0 <= self.port <= 65535:
-            raise ValueError(f"port={self.port}: not a port")
+        for port in (self.port, *self.further_ports):
+            if not 0 <= port <= 65535:
+                raise ValueError(f"port={port}: not a port")
         for field in fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name in MAY_BE_ZERO else 1e-3

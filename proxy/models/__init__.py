@@ -1,6 +1,6 @@
 from proxy.models.backends import Backend
 from proxy.models.cancellations import CallCancellation
-from proxy.models.catalogue import ModelAlias, ModelPolicy
+from proxy.models.catalogue import DefaultModels, ModelAlias, ModelPolicy
 from proxy.models.jobs import ModelJob
 from proxy.models.operation import RefusalCount, WorkerReport
 from proxy.models.reports import BackendReport
@@ -11,6 +11,7 @@ __all__ = [
     "BackendReport",
     "CallCancellation",
     "ConfigRevision",
+    "DefaultModels",
     "ModelAlias",
     "ModelJob",
     "ModelPolicy",

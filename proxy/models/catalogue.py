@@ -7,6 +7,9 @@ from django.core.validators import MinValueValidator
 from django.db import models
 from django.db.models import Q
 
+from proxy.default_models import WORDS
+from proxy.model_names import InvalidModelName, parse
+
 # What Go's time.ParseDuration takes, or a number of seconds.
 _DURATION = re.compile(r"[-+]?((\d+(\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h))+|[-+]?\d+(\.\d*)?", re.ASCII)
 
@@ -21,11 +24,27 @@ def validate_load_options(value: object) -> None:
         raise ValidationError('Write an object of numbers, true and false, e.g. {"num_gpu": 99}.')
 
 
+def validate_model_name(value: str) -> None:
+    try:
+        parse(value)
+    except InvalidModelName:
+        raise ValidationError(f"“{value}” cannot be the name of a model. Write one such as qwen3:8b.") from None
+
+
+def validate_alias_target(value: str) -> None:
+    if value not in WORDS:
+        validate_model_name(value)
+
+
 class ModelAlias(models.Model):
     """Serves one model under another name. An exact name beats the longest pattern."""
 
     pattern = models.CharField(max_length=500, unique=True, help_text='A name or a pattern, e.g. "gpt-4o" or "gpt-*".')
-    model = models.CharField(max_length=500, help_text="The model that answers.")
+    model = models.CharField(
+        max_length=500,
+        validators=[validate_alias_target],
+        help_text="The model that answers; @chat or @embedding: the default models.",
+    )
     enabled = models.BooleanField(default=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -36,7 +55,43 @@ class ModelAlias(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.pattern} → {self.model}"
+        return f"{self.pattern} → {self.stands_for}"
+
+    @property
+    def stands_for(self) -> str:
+        """The target in words."""
+        return WORDS.get(self.model, self.model)
+
+
+class DefaultModels(models.Model):
+    """The one row of what @chat and @embedding lead to."""
+
+    chat_model = models.CharField(
+        max_length=500,
+        blank=True,
+        validators=[validate_model_name],
+        help_text="Answers for gpt-*, claude-* and whatever else leads to @chat. Empty: the first installed model, by "
+        "name, that can chat and that the key may use.",
+    )
+    embedding_model = models.CharField(
+        max_length=500,
+        blank=True,
+        validators=[validate_model_name],
+        help_text="Answers for text-embedding-* and whatever else leads to @embedding. Empty: the first that embeds.",
+    )
+    # Aliases that an administrator has deleted must not come back.
+    aliases_seeded_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    class Meta:
+        verbose_name = verbose_name_plural = "default models"
+        constraints = [models.CheckConstraint(condition=Q(id=1), name="default_models_one_row")]
+
+    def __str__(self) -> str:
+        return "default models"
+
+    @classmethod
+    def the_row(cls) -> "DefaultModels":
+        return cls.objects.get_or_create(id=1)[0]
 
 
 class ModelPolicy(models.Model):

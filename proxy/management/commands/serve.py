@@ -1,15 +1,19 @@
 """The gateway itself, on uvicorn behind our protocol, or on Daphne behind our drain."""
 
 import argparse
+import dataclasses
 import logging
+import os
 from typing import Any
 
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
 
+from gateway_site import start
 from gateway_site.server import ServerOptions, run
 
 logger = logging.getLogger(__name__)
@@ -25,6 +29,30 @@ class Command(BaseCommand):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--host", default="127.0.0.1", help="Address to listen on (default: %(default)s).")
         parser.add_argument("--port", type=int, default=settings.PORT, help="Port (default: %(default)s).")
+        parser.add_argument(
+            "--listen",
+            "-listen",
+            metavar="[HOST]:PORT",
+            type=_listening_address,
+            help="Both at once; without a host all addresses. Goes before --host and --port.",
+        )
+        parser.add_argument(
+            "--upstream",
+            "-upstream",
+            metavar="URL",
+            default="",
+            help="The Ollama server that the backend “default” is to be. Goes before OLLAMA_UPSTREAM and its kin.",
+        )
+        parser.add_argument(
+            "--open", action="store_true", help="Let this machine, and no other, call without a key; stays so."
+        )
+        parser.add_argument(
+            "--cache-ttl",
+            "-cache-ttl",
+            metavar="SECONDS",
+            type=_seconds,
+            help="How long answers are kept. Goes before CACHE_TTL_SECONDS.",
+        )
         parser.add_argument("--workers", type=int, default=1, help="Processes (default: %(default)s).")
         parser.add_argument(
             "--server",
@@ -36,11 +64,20 @@ class Command(BaseCommand):
         parser.add_argument("--tls-key", help="PEM file of its key.")
 
     def handle(self, *, host: str, port: int, workers: int, **options: Any) -> None:
+        host, port = options["listen"] or (host, port)
+        if port == settings.METRICS_PORT:
+            raise CommandError("METRICS_PORT is the gateway's own port. Leave it out, or choose another.")
+        if options["cache_ttl"]:
+            keep_answers_for(options["cache_ttl"])
         prepare_database()
+        prepare_rules(options["upstream"], host, port, open_to_loopback=options["open"])
+        if options["open"]:
+            self.stderr.write(start.OPEN_WARNING)
         try:
             chosen = ServerOptions(
                 host=host,
                 port=port,
+                further_ports=(settings.METRICS_PORT,) if settings.METRICS_PORT else (),
                 workers=workers,
                 tls_certificate=options["tls_cert"],
                 tls_key=options["tls_key"],
@@ -55,6 +92,41 @@ class Command(BaseCommand):
         code = _serve_on_daphne(chosen) if options["server"] == "daphne" else run(*GATEWAY, chosen)
         if code:
             raise SystemExit(code)
+
+
+def _listening_address(text: str) -> tuple[str, int]:
+    try:
+        return start.listening_address(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+
+
+def _seconds(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: use a whole number of seconds, 1 or more")
+    return int(text)
+
+
+def keep_answers_for(seconds: int) -> None:
+    """As if it were in the environment, which is where further workers look."""
+    os.environ.pop("CACHE_TTL_SECONDS_FILE", None)
+    os.environ["CACHE_TTL_SECONDS"] = str(seconds)
+    settings.GATEWAY = dataclasses.replace(settings.GATEWAY, cache_ttl_seconds=seconds)
+
+
+def prepare_rules(upstream: str, host: str, port: int, *, open_to_loopback: bool) -> None:
+    """Writes what the environment, the flags and the first start ask for into the tables."""
+    try:
+        start.take_over_environment(upstream, host, port)
+        start.seed_aliases()
+        if open_to_loopback:
+            start.open_to_loopback()
+    except ImproperlyConfigured as exc:
+        raise CommandError(str(exc)) from None
+    except DatabaseError as exc:
+        logger.warning("What this start was to set up is not set up; start again when the database answers (%s)", exc)
+    finally:
+        connection.close()
 
 
 def _serve_on_daphne(options: ServerOptions) -> int:
