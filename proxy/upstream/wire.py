@@ -6,10 +6,7 @@ nobody waits any more. Deadlines are the caller's (Call.deadline); only connecti
 """
 
 import asyncio
-import socket
 import ssl
-import struct
-import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Sequence
@@ -18,6 +15,7 @@ from dataclasses import dataclass
 import httptools
 
 from proxy.errors import BrokenAnswer, StaleConnection, Unreachable
+from proxy.upstream.delivery import was_not_received
 
 # The most that is read from a backend, and handed on, at once.
 READ_BYTES = 32 << 10
@@ -143,26 +141,9 @@ class Connection(asyncio.BufferedProtocol):
             self._ended = True
         elif not self._ended and self._error is None:
             self._error = f"closed the connection ({exc or 'EOF'})"
-            self._unheard = not self._read_bytes and self._request_was_not_received(exc)
+            sock = self.transport.get_extra_info("socket") if self.transport is not None else None
+            self._unheard = not self._read_bytes and was_not_received(sock, exc)
         self._wake()
-
-    def _request_was_not_received(self, exc: Exception | None) -> bool:
-        """Whether the backend had closed before it received all of the request: then it did not start on it (B2, B13).
-
-        A FIN acknowledges what was received before it, so for a connection that was closed in order the kernel knows.
-        A reset alone (ECONNRESET) proves nothing; EPIPE is a write after a FIN.
-        """
-        if exc is not None:
-            return isinstance(exc, BrokenPipeError)
-        sock = self.transport.get_extra_info("socket") if self.transport is not None else None
-        if sock is None or sys.platform != "linux":
-            return False
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-        if len(info) < 216:  # kernels before 4.19
-            return False
-        acknowledged, sent, again = (struct.unpack_from("Q", info, offset)[0] for offset in (120, 200, 208))
-        # The SYN was acknowledged, too.
-        return bool(sent - again > acknowledged - 1)
 
     # The parser's callbacks.
 
