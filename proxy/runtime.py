@@ -126,12 +126,16 @@ class Runtime:
         snapshot = self.snapshot
         assert snapshot is not None
         assert call.key is not None
-        key = snapshot.key(call.key.id, self.now())
-        if key is None:
+        now = self.now()
+        # The rule that let it in without a key may have gone, or lead to another key.
+        key = snapshot.key_acting_for(call.address, now) if call.key.acting else snapshot.key(call.key.id, now)
+        if key is None or key.id != call.key.id:
+            return False
+        if call.path_key is not None and not key.may_be_in_path:
             return False
         if not all(rules.allow(call.address) for rules in (snapshot.ip_all, key.tenant_ip, key.key_ip)):
             return False
-        return call.model is None or snapshot.model(key, call.asked).allowed
+        return call.model is None or snapshot.still_allows(key, call.model)
 
     def _status(self) -> Status:
         revisions = self.snapshot.tables.revisions if self.snapshot is not None else {}
