@@ -1,7 +1,7 @@
 """The client's side of one call, on any ASGI server."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from proxy.errors import BadRequest, Interruption, TooLarge
@@ -20,7 +20,7 @@ class ClientGone(Exception):
 
 
 class Client:
-    __slots__ = ("_fields", "_receive", "_scope", "_watcher", "added_headers", "headers", "send")
+    __slots__ = ("_awaiting_body", "_fields", "_receive", "_scope", "_watcher", "added_headers", "headers", "send")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope = scope
@@ -31,6 +31,7 @@ class Client:
         # What the answer gets besides, whatever it is: CORS.
         self.added_headers: Headers = []
         self._watcher: asyncio.Task[None] | None = None
+        self._awaiting_body: Callable[[Interruption], None] | None = None
 
     @property
     def peer(self) -> str:
@@ -76,17 +77,33 @@ class Client:
             raise _too_large(limit)
         return b"".join(parts)
 
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The body piece by piece, of any size: what is not asked for stays with the sender. Raises ClientGone."""
+        more = True
+        while more:
+            event = await self._next()
+            more = event.get("more_body", False)
+            if piece := event.get("body", b""):
+                yield piece
+        if self._awaiting_body is not None:
+            self._watcher = asyncio.create_task(self._watch(self._awaiting_body))
+
     async def _next(self) -> dict[str, Any]:
         event = await self._receive()
         if event["type"] == "http.disconnect":
             raise ClientGone
         return event
 
-    def on_departure(self, interrupt: Callable[[Interruption], None]) -> None:
-        """Calls back once if the client leaves before the answer is complete. Only after the body was read."""
+    def on_departure(self, interrupt: Callable[[Interruption], None], *, body_read: bool = True) -> None:
+        """Calls back once if the client leaves before the answer is complete.
+
+        `body_read`: whether the body was; if not, `chunks` tells by ClientGone until it is.
+        """
         register = self._scope.get("extensions", {}).get(DISCONNECT_EXTENSION)
         if register is not None:
             register(lambda: interrupt(Interruption.CLIENT_GONE))
+        elif not body_read:
+            self._awaiting_body = interrupt
         else:
             self._watcher = asyncio.create_task(self._watch(interrupt))
 

@@ -9,7 +9,7 @@ import asyncio
 import ssl
 import time
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 
 import httptools
@@ -32,6 +32,8 @@ MAX_IDLE_CONNECTIONS = 64
 IDLE_SECONDS = 20.0
 
 _BODILESS = frozenset((204, 304))
+# Our own line of a request's head: no value of a client's header can hold it, for it cannot hold a line break.
+_CHUNKED = b"\r\ntransfer-encoding: chunked\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class Connection(asyncio.BufferedProtocol):
         "_error",
         "_head_bytes",
         "_head_done",
+        "_head_only",
         "_headers",
         "_interim",
         "_keep",
@@ -72,6 +75,7 @@ class Connection(asyncio.BufferedProtocol):
         "_unheard",
         "_until_eof",
         "_waiter",
+        "_writable",
         "idle_since",
         "requests",
         "transport",
@@ -85,6 +89,8 @@ class Connection(asyncio.BufferedProtocol):
         self.idle_since = 0.0
         self._closed = False
         self._waiter: asyncio.Future[None] | None = None
+        # What an upload waits for while the backend is behind with reading.
+        self._writable: asyncio.Future[None] | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -97,6 +103,7 @@ class Connection(asyncio.BufferedProtocol):
         self._overhead = 0
         self._interim = 0
         self._head_done = False
+        self._head_only = False
         self._ended = False
         self._keep = False
         self._until_eof = False
@@ -143,7 +150,16 @@ class Connection(asyncio.BufferedProtocol):
             self._error = f"closed the connection ({exc or 'EOF'})"
             sock = self.transport.get_extra_info("socket") if self.transport is not None else None
             self._unheard = not self._read_bytes and was_not_received(sock, exc)
+        self.resume_writing()
         self._wake()
+
+    def pause_writing(self) -> None:
+        self._writable = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        writable, self._writable = self._writable, None
+        if writable is not None and not writable.done():
+            writable.set_result(None)
 
     # The parser's callbacks.
 
@@ -178,7 +194,9 @@ class Connection(asyncio.BufferedProtocol):
             raise BrokenAnswer("both Content-Length and Transfer-Encoding")
         if encodings not in ([], [b"chunked"]):
             raise BrokenAnswer("a Transfer-Encoding other than chunked")
-        if not encodings and not has_length and status not in _BODILESS:
+        if self._head_only:
+            self._ended = True
+        elif not encodings and not has_length and status not in _BODILESS:
             self._until_eof = True
             self._keep = False
         self._head_done = True
@@ -226,19 +244,52 @@ class Connection(asyncio.BufferedProtocol):
     def kept(self) -> bool:
         return self._ended and self._keep and not self._closed
 
-    async def send(self, request: Sequence[bytes]) -> None:
-        """Writes a request and waits for the head of the answer. Raises StaleConnection, BrokenAnswer."""
+    async def send(self, request: Sequence[bytes], body: AsyncIterator[bytes] | None = None) -> None:
+        """Writes a request and waits for the head of the answer. Raises StaleConnection, BrokenAnswer.
+
+        With a `body`, also whatever that raises.
+        """
         assert self.transport is not None
         if self.requests:
             self._reset()
         self.requests += 1
+        self._head_only = request[0].startswith(b"HEAD ")
         self.transport.writelines(request)
+        if body is not None:
+            await self._upload(body, chunked=_CHUNKED in request[0])
         while not self._head_done:
             if self._error is not None:
                 if self.requests > 1 and self._unheard:
                     raise StaleConnection(self._error)
                 raise BrokenAnswer(self._error)
             await self._changed()
+        if body is not None:
+            self._keep = False  # some of the body may not have left yet, or never will
+
+    async def _upload(self, body: AsyncIterator[bytes], *, chunked: bool) -> None:
+        """Writes a body as it comes. Returns when all is written, or when the backend has said all it will hear."""
+        writing = self._loop.create_task(self._write_all(body, chunked=chunked))
+        writing.add_done_callback(lambda _: self._wake())
+        try:
+            while not (writing.done() or self._head_done or self._error is not None):
+                await self._changed()
+        finally:
+            writing.cancel()
+            await asyncio.wait((writing,))
+        if not writing.cancelled() and (problem := writing.exception()) is not None:
+            raise problem
+
+    async def _write_all(self, body: AsyncIterator[bytes], *, chunked: bool) -> None:
+        transport = self.transport
+        assert transport is not None
+        async for piece in body:
+            if self._closed:
+                return
+            transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+            if self._writable is not None:
+                await self._writable
+        if chunked and not self._closed:
+            transport.write(b"0\r\n\r\n")
 
     async def read(self) -> bytes:
         """The next bytes of the body, READ_BYTES or a little more; b"" at its end. Raises BrokenAnswer."""
@@ -323,16 +374,21 @@ class Pool:
         self._next_address = 0
         self.closed = False
 
-    async def exchange(self, request: Sequence[bytes]) -> Answer:
+    async def exchange(self, request: Sequence[bytes], body: AsyncIterator[bytes] | None = None) -> Answer:
         """Sends a request; returns with the head of the answer.
 
+        `body`: what follows the request, piece by piece, each read when the backend has room for it; none may be
+        empty. How it is framed says the head: with a length, or `transfer-encoding: chunked`. If the backend answers
+        before it has it all, the rest is not read.
+
         A pooled connection that the backend had closed before the request reached it is replaced, once (B13).
-        Raises Unreachable (nothing was sent), BrokenAnswer.
+        Raises Unreachable (nothing was sent), BrokenAnswer, and what `body` raises.
         """
-        connection = self._pooled() or await self._connect()
+        # A body cannot be sent twice, so it gets a connection that cannot be stale.
+        connection = (self._pooled() if body is None else None) or await self._connect()
         while True:
             try:
-                await connection.send(request)
+                await connection.send(request, body)
             except StaleConnection:
                 # A fresh connection is never stale, so this happens once.
                 connection.abort()
