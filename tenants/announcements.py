@@ -53,13 +53,22 @@ def _tell_of_change() -> None:
 
 def _tell(message: dict[str, Any]) -> None:
     global _failed_at  # noqa: PLW0603 - one layer, one memory of its failure
-    if time.monotonic() - _failed_at < PAUSE:
+    if time.monotonic() - _failed_at < PAUSE or _in_a_loop():
         return
     try:
         async_to_sync(_send)(message)
     except Exception as exc:
         _failed_at = time.monotonic()
         logger.warning("The channel layer does not answer; workers learn of changes by themselves (%r)", exc)
+
+
+def _in_a_loop() -> bool:
+    """Whether blocking here would block an event loop; nobody should use the ORM there."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 async def _send(message: dict[str, Any]) -> None:

@@ -197,7 +197,11 @@ def _config(app: Any, options: ServerOptions) -> uvicorn.Config:
         interface="asgi3",
         lifespan="off",
         http=GatewayProtocol,
+        ws="websockets-sansio",
         ws_max_size=options.websocket_max_bytes,
+        # Seconds. Whoever does not answer a ping has left.
+        ws_ping_interval=20.0,
+        ws_ping_timeout=20.0,
         ws_per_message_deflate=False,
         workers=1,
         log_config=None,

@@ -30,11 +30,11 @@ MAX_MESSAGE = 4096
 MAX_RATE = 10
 PAGES, PAGES_PER_USER = 200, 20
 
-# Close codes: our own begin at 4000.
+# Close codes. Daphne sends none but those of applications, which begin at 4000.
 SIGNED_OUT = 4401
-TOO_LARGE = 1009
-POLICY = 1008
-TRY_LATER = 1013
+TOO_LARGE = 4413
+ODD = 4400
+TRY_LATER = 4429
 
 
 class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Channels has no types
@@ -140,7 +140,7 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Channels ha
             await self.close(TOO_LARGE)
             return
         if not self._is_human():
-            await self.close(POLICY)
+            await self.close(ODD)
             return
         try:
             message = orjson.loads(text_data)
@@ -150,7 +150,7 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Channels ha
             case {"type": "cancel", "call": str(call_id)} if self.counted is not None:
                 await self._cancel(call_id)
             case _:
-                await self.close(POLICY)
+                await self.close(ODD)
 
     def _is_human(self) -> bool:
         second = int(time.monotonic())

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 # Seconds. What is said to oneself must be heard within a beat; otherwise the layer is away, however it looks.
 BEAT_SECONDS = 2.0
 SEND_SECONDS = 1.0
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 2.0
 # Messages that wait to be sent; the oldest give way.
 OUTBOX = 64
 

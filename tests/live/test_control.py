@@ -1,0 +1,240 @@
+"""What reaches a running call from elsewhere: cancels and withdrawn rights, over several processes and a real Redis."""
+
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+
+from proxy.models import CallCancellation
+from tenants.models import ApiKey
+from tests.live.gateway import ROOT
+from tests.redis_server import RedisServer
+
+# What is promised, and what a busy machine may need now and then; the figures are printed.
+WITHIN = 1.0
+PATIENCE = 10.0
+WORKERS = 4
+STREAMS = 12
+
+
+@pytest.fixture(scope="module")
+def redis_server():
+    server = RedisServer()
+    try:
+        yield server.start()
+    finally:
+        server.remove()
+
+
+def chat(**fields):
+    return {"model": "llama3.2", "messages": [{"role": "user", "content": "hi"}], **fields}
+
+
+def gateway_with(make_gateway, fake, keys=1, **options):
+    """A gateway whose calls go on until they are ended, and keys for it."""
+    fake.scheduler.slots = 64
+    fake.faults(path="/api/chat", model="llama3.2", infinite=True, tokens_per_second=20)
+    gateway = make_gateway(workers=WORKERS, FAILED_CREDENTIALS_PER_MINUTE="100000", **options)
+    gateway.make_backend(fake.url, slots=64)
+    made = [gateway.make_key(f"key {number}") for number in range(keys)]
+    gateway.start()
+    return gateway, made
+
+
+@asynccontextmanager
+async def streams(gateway, key, count=STREAMS):
+    """Streams that have begun, each on a connection of its own, which the kernel spreads over the workers."""
+    clients = [gateway.client(key) for _ in range(count)]
+    opened = []
+    try:
+        for client in clients:
+            request = client.build_request("POST", "/api/chat", json=chat(options={"num_predict": 30_000}))
+            answer = await client.send(request, stream=True)
+            assert answer.status_code == 200
+            lines = answer.aiter_lines()
+            await anext(lines)
+            opened.append((answer, lines))
+        yield opened
+    finally:
+        for answer, _ in opened:
+            await answer.aclose()
+        for client in clients:
+            await client.aclose()
+
+
+async def end_of(lines):
+    """When a stream ended, and its last object."""
+    last = ""
+    async with asyncio.timeout(PATIENCE):
+        async for line in lines:
+            last = line
+    return time.monotonic(), json.loads(last)
+
+
+def command(gateway, *args):
+    return subprocess.run(
+        [sys.executable, "manage.py", *args], cwd=ROOT, env=gateway.env, capture_output=True, text=True, timeout=60
+    )
+
+
+def judge(what, figures, capsys):
+    with capsys.disabled():
+        print(f"\n  {what}: median {statistics.median(figures):.2f} s, longest {max(figures):.2f} s", end=" ")
+    assert sorted(figures)[int(0.9 * len(figures))] <= WITHIN
+
+
+@pytest.fixture(params=["redis", "no redis"])
+def layer(request):
+    return {"REDIS_URL": request.getfixturevalue("redis_server").url} if request.param == "redis" else {}
+
+
+async def test_cancel_call_ends_a_call_in_whichever_worker_runs_it(make_gateway, fake, layer, capsys):
+    gateway, [(_, key)] = gateway_with(make_gateway, fake, **layer)
+    figures = []
+    async with streams(gateway, key, count=3) as opened:
+        spared, *cancelled = opened
+        for answer, lines in cancelled:
+            call_id = answer.headers["x-request-id"]
+            running = asyncio.create_task(asyncio.to_thread(command, gateway, "cancel_call", call_id))
+            while not gateway.rows(CallCancellation).filter(call_id=call_id).exists():
+                assert not running.done(), (await running).stderr
+                await asyncio.sleep(0.005)
+            since = time.monotonic()
+            ended, last = await end_of(lines)
+            figures.append(ended - since)
+            assert "cancelled this call" in last["error"]
+            done = await running
+            assert (done.returncode, done.stdout) == (0, f"Cancelled {call_id}.\n"), done.stderr
+            record = await gateway.record(call_id)
+            assert (record.outcome, record.estimated) == ("cancelled", True)
+            assert record.completion_tokens > 0
+        await fake.saw_disconnect(len(cancelled))
+        for _ in range(5):
+            assert "message" in json.loads(await anext(spared[1]))
+        again = await asyncio.to_thread(command, gateway, "cancel_call", call_id, "--json")
+        assert json.loads(again.stdout) == {"call": call_id, "outcome": "cancelled", "changed": False}
+    assert f"The call {call_id} of the key" in gateway.log()
+    assert "at the shell" in gateway.log()
+    judge("cancel, from the row to the end of the stream", figures, capsys)
+
+
+async def test_cancelling_what_does_not_run_is_refused_in_words(make_gateway, fake):
+    gateway = make_gateway()
+    unknown = command(gateway, "cancel_call", "01890a5d-ac96-774b-bcce-b302099a8057", "--wait", "0.5")
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert "does not exist, or the gateway does not run" in unknown.stderr
+    assert unknown.stderr.count("\n") == 1
+    assert command(gateway, "cancel_call", "nonsense").returncode == 2
+
+
+async def revoke_and_judge(gateway, row, opened, key, what, capsys):
+    """Revokes as the control plane does; all streams of the key are cut, and new calls get 401, within a second."""
+    ends = [asyncio.create_task(end_of(lines)) for _, lines in opened]
+    since = time.monotonic()
+    await asyncio.to_thread(gateway.rows(ApiKey).get(pk=row.pk).revoke)
+    clients = [gateway.client(key) for _ in range(STREAMS)]
+    refusals = [asyncio.create_task(refused(client)) for client in clients]
+    figures = []
+    for ended, last in await asyncio.gather(*ends):
+        figures.append(ended - since)
+        assert list(last) == ["error"]
+    figures += [moment - since for moment in await asyncio.gather(*refusals)]
+    for client in clients:
+        await client.aclose()
+    for answer, _ in opened:
+        assert (await gateway.record(answer.headers["x-request-id"])).outcome == "cut"
+    judge(what, figures, capsys)
+
+
+async def refused(client):
+    """When a new call was answered 401."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        answer = await client.post("/api/show", json={"model": "llama3.2"})
+        if answer.status_code == 401:
+            return time.monotonic()
+        assert answer.status_code == 200, answer.text
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+async def test_a_key_revoked_by_the_control_plane_is_announced_to_all_workers(make_gateway, redis_server):
+    gateway = make_gateway(REDIS_URL=redis_server.url)
+    row, _ = gateway.make_key()
+    with redis_server.client() as client, client.pubsub() as said:
+        said.psubscribe("ogw-*__group__workers")
+        assert said.get_message(timeout=PATIENCE)["type"] == "psubscribe"
+        done = await asyncio.to_thread(command, gateway, "revoke_key", row.prefix)
+        assert done.returncode == 0, done.stderr
+        message = await asyncio.to_thread(said.get_message, timeout=PATIENCE)
+    # Encrypted: who reads along at Redis learns nothing, and who writes there says nothing to us.
+    assert b"withdrawn" not in message["data"]
+    assert len(message["data"]) > 60
+
+
+async def until(condition, seconds=PATIENCE):
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.05)
+
+
+STATES = ["up", "killed", "hung", "flushed", "back"]
+
+
+async def test_a7_s6_revoked_streams_are_cut_whatever_redis_does(make_gateway, fake, redis_server, capsys):
+    gateway, keys = gateway_with(make_gateway, fake, keys=len(STATES), REDIS_URL=redis_server.url)
+    await until(lambda: redis_server.subscribers() == WORKERS)
+    for state, (row, key) in zip(STATES, keys, strict=True):
+        async with streams(gateway, key) as opened:
+            if state == "killed":
+                redis_server.kill()
+            elif state == "hung":
+                redis_server.start()
+                await until(lambda: redis_server.subscribers() == WORKERS)
+                redis_server.pause()
+            elif state == "flushed":
+                redis_server.resume()
+                redis_server.flush()
+            elif state == "back":
+                # One subscription for each worker, whatever was before.
+                await until(lambda: redis_server.subscribers() == WORKERS)
+            await revoke_and_judge(gateway, row, opened, key, f"Redis {state}", capsys)
+    assert "The channel layer is away" in gateway.log()
+    assert "The channel layer is back" in gateway.log()
+    assert "Traceback" not in gateway.log()
+
+
+async def test_s6_calls_do_not_feel_what_redis_does(make_gateway, fake, redis_server, capsys):
+    gateway = make_gateway(workers=1, REDIS_URL=redis_server.url)
+    gateway.make_backend(fake.url, slots=64)
+    _, key = gateway.make_key()
+    gateway.start()
+    await until(lambda: redis_server.subscribers() >= 1)
+    worst = {}
+    async with gateway.client(key) as client:
+        for state in ("up", "hung", "killed"):
+            if state == "hung":
+                redis_server.pause()
+            elif state == "killed":
+                redis_server.kill()
+            took = []
+            for _ in range(80):
+                since = time.monotonic()
+                answer = await client.post("/api/show", json={"model": "llama3.2"})
+                took.append(time.monotonic() - since)
+                assert answer.status_code == 200
+                await asyncio.sleep(0.01)
+            worst[state] = sorted(took)[int(0.97 * len(took))]
+    redis_server.start()
+    with capsys.disabled():
+        print(
+            "\n  97 of 100 calls within: "
+            + ", ".join(f"Redis {state} {1000 * most:.0f} ms" for state, most in worst.items())
+        )
+    assert worst["hung"] - worst["up"] <= 0.25
+    assert worst["killed"] - worst["up"] <= 0.25
