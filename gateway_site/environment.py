@@ -4,8 +4,10 @@ has no settings."""
 import os
 import re
 import secrets
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -82,6 +84,37 @@ def networks(name: str, default: str = "") -> tuple[IPv4Network | IPv6Network, .
         return tuple(ip_network(item) for item in items(name, default))
     except ValueError as exc:
         raise ImproperlyConfigured(f"{name}: {exc}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class MailServer:
+    host: str
+    port: int
+    user: str
+    password: str = field(repr=False)
+    starttls: bool
+    tls: bool
+
+
+def mail_server(name: str) -> MailServer:
+    """`smtp://host`, `smtp+tls://user:password@host:587` (STARTTLS) or `smtps://user:password@host` (TLS)."""
+    ports = {"smtp": 25, "smtp+tls": 587, "smtps": 465}
+    parts = urlsplit(text(name))
+    try:
+        port = parts.port or ports[parts.scheme]
+    except (KeyError, ValueError):
+        # Without the value: it holds a password.
+        raise ImproperlyConfigured(f"{name}: use smtp://, smtp+tls:// or smtps://user:password@host:port") from None
+    if not parts.hostname:
+        raise ImproperlyConfigured(f"{name}: it names no host")
+    return MailServer(
+        parts.hostname,
+        port,
+        unquote(parts.username or ""),
+        unquote(parts.password or ""),
+        starttls=parts.scheme == "smtp+tls",
+        tls=parts.scheme == "smtps",
+    )
 
 
 def kept_secret(name: str, directory: Path) -> str:

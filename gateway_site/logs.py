@@ -2,11 +2,15 @@
 
 import logging
 import re
+from contextvars import ContextVar
 
 # Somebody will put a key where none belongs, into a path that Django finds nowhere and logs. The public part stays.
 _KEY = re.compile(r"\b(ogw_[0-9A-Za-z]{8}_)[0-9A-Za-z]+")
 # Imported keys have any form; where they may stand is known.
 _PATH_KEY = re.compile(r"(/k/)(?!ogw_[0-9A-Za-z]{8}_…)[^/\s]+", re.IGNORECASE)
+
+# Of the page that is being made, if any (gateway_site/page_headers.py).
+request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 class OneLineFormatter(logging.Formatter):
@@ -18,6 +22,8 @@ class OneLineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         record.message = record.getMessage()
         record.asctime = self.formatTime(record)
+        if page := request_id.get():
+            record.message += f" [request {page}]"
         line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in self.formatMessage(record))
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)

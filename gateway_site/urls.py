@@ -1,14 +1,30 @@
 from django.conf import settings
 from django.contrib import admin
-from django.urls import path
+from django.urls import include, path
 
-from gateway_site import health
-from tenants.sign_in import limited_login
+from gateway_site import error_pages, health
+from proxy import key_pages
+from tenants import sign_in
+from tenants.urls import urls as people_and_keys
+from tenants.views.keys import Known
+from usage import views as usage
+
+handler400 = error_pages.bad_request
+handler403 = error_pages.forbidden
+handler404 = error_pages.not_found
+handler500 = error_pages.server_error
+
+known = Known(key_pages.model_names, key_pages.example_for, key_pages.facts_of)
 
 urlpatterns = [
-    path("admin/login/", limited_login(admin.site.login)),
-    path("admin/", admin.site.urls),
     path("livez", health.livez),
     path("readyz", health.readyz),
     path(settings.METRICS_PATH[1:], health.metrics),
+    path("", usage.home, name="home"),
+    path("usage/", usage.usage, name="usage"),
+    *people_and_keys(known),
+    path("admin/login/", sign_in.admin_login),
+    path("admin/", admin.site.urls),
+    *sign_in.urlpatterns,
+    path("account/", include("allauth.urls")),
 ]

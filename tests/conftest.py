@@ -16,7 +16,7 @@ from django.db import connections
 from django.db.utils import ConnectionHandler
 
 from gateway_site.settings import database as database_settings
-from tenants import sign_in
+from tenants import rate_limits
 from tenants.models import Role
 from tests.factories import make_admin, make_tenant, make_user
 from tests.postgres import Cluster
@@ -47,7 +47,7 @@ def fast_passwords(settings):
 def no_attempts_yet():
     """Sign-ins of one test do not count in the next."""
     caches["ratelimit"].clear()
-    sign_in._local.clear()
+    rate_limits._local.clear()
 
 
 # The cast: Alice owns acme, Bob is on her team, Charlie is of another tenant and must not see a thing.

@@ -1,5 +1,18 @@
+from tenants.models.invitations import Invitation
 from tenants.models.keys import ApiKey, ApiKeyLastUsed
 from tenants.models.people import Membership, Role, Tenant, User
 from tenants.models.rules import IPRule, Limit
+from tenants.models.shown_once import ShownOnce
 
-__all__ = ["ApiKey", "ApiKeyLastUsed", "IPRule", "Limit", "Membership", "Role", "Tenant", "User"]
+__all__ = [
+    "ApiKey",
+    "ApiKeyLastUsed",
+    "IPRule",
+    "Invitation",
+    "Limit",
+    "Membership",
+    "Role",
+    "ShownOnce",
+    "Tenant",
+    "User",
+]

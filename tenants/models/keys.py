@@ -19,6 +19,10 @@ def validate_model_names(value: object) -> None:
 
 
 class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
+    def visible_to(self, user: User) -> Self:
+        """What a person sees and manages: all keys of the tenants they own, their own where they are a member."""
+        return self.filter(Q(tenant__in=user.tenants_owned()) | Q(user=user, tenant__in=user.tenants_for_keys()))
+
     def usable(self, now: datetime | None = None) -> Self:
         """Enabled, neither revoked nor expired, of a tenant and a user that are not switched off."""
         now = now or timezone.now()

@@ -33,6 +33,16 @@ class User(AbstractUser):
 
     tenants = models.ManyToManyField(Tenant, through="Membership", related_name="users")
 
+    def tenants_with_role(self, *roles: str) -> models.QuerySet[Tenant]:
+        return Tenant.objects.filter(archived_at=None, pk__in=self.memberships.filter(role__in=roles).values("tenant"))
+
+    def tenants_owned(self) -> models.QuerySet[Tenant]:
+        return self.tenants_with_role(Role.OWNER)
+
+    def tenants_for_keys(self) -> models.QuerySet[Tenant]:
+        """Where they may have keys of their own."""
+        return self.tenants_with_role(Role.OWNER, Role.MEMBER)
+
 
 class Membership(models.Model):
     tenant = models.ForeignKey(Tenant, on_delete=models.CASCADE, related_name="memberships")

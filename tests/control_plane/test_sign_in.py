@@ -4,10 +4,11 @@ import pytest
 from django.core.cache.backends.locmem import LocMemCache
 from django.urls import reverse
 
-from tenants.sign_in import ATTEMPTS, client_address, network_of
+from tenants.rate_limits import SIGN_IN, client_address, network_of
 from tests.factories import PASSWORD, make_admin
 
 pytestmark = pytest.mark.django_db
+ATTEMPTS = SIGN_IN.attempts
 
 
 class DeadCache(LocMemCache):
@@ -52,7 +53,7 @@ def cache(request, settings):
 
 def attempt(client, name="root", password="wrong", address="198.51.100.7", **headers):
     return client.post(
-        reverse("admin:login"), {"username": name, "password": password}, REMOTE_ADDR=address, headers=headers
+        reverse("account_login"), {"login": name, "password": password}, REMOTE_ADDR=address, headers=headers
     )
 
 
@@ -88,7 +89,7 @@ def test_a11_a_minute_later_it_may_be_tried_again(client, cache, monkeypatch):
 
 def test_looking_at_the_form_is_no_attempt(client, cache):
     for _ in range(3 * ATTEMPTS):
-        assert client.get(reverse("admin:login")).status_code == 200
+        assert client.get(reverse("account_login")).status_code == 200
 
 
 def test_without_the_limit_nothing_stops_it(client, settings):

@@ -53,7 +53,7 @@ class Admin:
         await self.http.aclose()
 
     async def sign_in(self) -> None:
-        answer = await self.submit("/admin/login/", username=USERNAME, password=PASSWORD, next="/admin/")
+        answer = await self.submit("/account/login/", login=USERNAME, password=PASSWORD, next="/admin/")
         assert answer.headers["location"] == "/admin/"
 
     async def submit(self, path: str, /, drop: tuple[str, ...] = (), **changes: str) -> httpx.Response:

@@ -1,0 +1,46 @@
+"""What a person sees when something went wrong: what to do next, and the id to tell an administrator."""
+
+from django.db import DatabaseError
+from django.http import HttpRequest, HttpResponse
+from django.template.loader import render_to_string
+
+
+def _page(request: HttpRequest, status: int, title: str, text: str) -> HttpResponse:
+    context = {"status": status, "title": title, "text": text, "request_id": getattr(request, "id", "")}
+    try:
+        page = render_to_string("error.html", context, request if status < 500 else None)
+    except DatabaseError:  # who is signed in is not known then
+        page = render_to_string("error.html", context)
+    return HttpResponse(page, status=status)
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    return _page(request, 400, "That request made no sense", "The address or the form was not what this site expects.")
+
+
+def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:
+    return _page(
+        request, 403, "Not for this account", str(exception) or "You are signed in, but may not do this. "
+        "Ask an owner of your tenant or an administrator."
+    )  # fmt: skip
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    return _page(
+        request, 404, "There is no such page", "It may have been removed, or belongs to somebody else. "
+        "Check the address, or start from the home page."
+    )  # fmt: skip
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    return _page(
+        request, 500, "Something went wrong here", "It is our fault, not yours, and it is in the log. Try again in a "
+        "moment; calls to the API are not affected by this page. If it stays, tell an administrator the id below."
+    )  # fmt: skip
+
+
+def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
+    return _page(
+        request, 403, "The form was too old", "It was made for another session, or cookies are switched off. "
+        "Go back, reload the page, and send the form again."
+    )  # fmt: skip

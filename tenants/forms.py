@@ -1,0 +1,209 @@
+"""What people fill in. Choices are limited to what they may choose (T6)."""
+
+from collections.abc import Iterable
+from datetime import date, datetime, time, timedelta
+from typing import Any
+
+from django import forms
+from django.contrib.auth.password_validation import validate_password
+from django.core.exceptions import ValidationError
+from django.utils import timezone
+
+from tenants.models import ApiKey, Role, Tenant, User
+
+# Of the key before, after a rotation.
+OVERLAPS = {
+    "0": ("at once: the old secret stops now", timedelta()),
+    "1h": ("for an hour", timedelta(hours=1)),
+    "1d": ("for a day", timedelta(days=1)),
+    "7d": ("for a week", timedelta(days=7)),
+    "30d": ("for 30 days", timedelta(days=30)),
+}
+
+
+class KeyForm(forms.Form):
+    """`names`: the models to choose from. `tenants`: where the person may have keys; `owned`: where also for others."""
+
+    name = forms.CharField(max_length=100, help_text="What it is used for, e.g. “CI of the web team”.")
+    tenant = forms.ModelChoiceField(Tenant.objects.none(), empty_label=None)
+    whose = forms.ChoiceField(
+        choices=[("mine", "Mine"), ("service", "A service key of the tenant, for a program")],
+        widget=forms.RadioSelect,
+        initial="mine",
+        help_text="Service keys go on working when you leave the tenant.",
+    )
+    expires_on = forms.DateField(
+        label="Expires after",
+        required=False,
+        widget=forms.DateInput(attrs={"type": "date"}),
+        help_text="It works until the end of this day. Empty: until it is revoked.",
+    )
+    models = forms.MultipleChoiceField(
+        label="Only these models",
+        required=False,
+        widget=forms.CheckboxSelectMultiple,
+        help_text="None ticked: all models of the gateway.",
+    )
+    patterns = forms.CharField(
+        label="Further names or patterns",
+        required=False,
+        max_length=2000,
+        help_text="Separated by commas, e.g. <code>qwen3:*, mistral</code>. For models that come later.",
+    )
+    max_output_tokens = forms.IntegerField(
+        label="Most tokens of one answer",
+        required=False,
+        min_value=1,
+        max_value=2**31 - 1,
+        help_text="Empty: the gateway's maximum.",
+    )
+    may_be_in_path = forms.BooleanField(
+        label="Accept it in the address",
+        required=False,
+        help_text="As /k/KEY/…, for programs that can send no header, such as Ollama's own command. "
+        "Addresses end up in logs and histories.",
+    )
+
+    def __init__(
+        self, *args: Any, names: Iterable[str], tenants: Any, owned: Any, key: ApiKey | None = None, **kwargs: Any
+    ) -> None:
+        self.key = key
+        self.names = sorted({*names, *(name for name in (key.models_allowed if key else ()) if not _is_pattern(name))})
+        if key is not None:
+            kwargs["initial"] = {**_initial(key), **kwargs.get("initial", {})}
+        super().__init__(*args, **kwargs)
+        self.fields["models"].choices = [(name, name) for name in self.names]
+        if not self.names:
+            del self.fields["models"]
+        self.fields["tenant"].queryset = tenants
+        self.owned = owned
+        if key is not None:
+            del self.fields["tenant"], self.fields["whose"]
+            return
+        found = list(tenants[:2])
+        if len(found) == 1:
+            self.only_tenant = found[0]
+            del self.fields["tenant"]
+        if not owned.exists():
+            del self.fields["whose"]
+
+    def clean_expires_on(self) -> date | None:
+        day = self.cleaned_data["expires_on"]
+        if day is not None and day < timezone.localdate() and "expires_on" in self.changed_data:
+            raise ValidationError("This day is over. Choose today or later.")
+        return day
+
+    def clean_patterns(self) -> list[str]:
+        return [part.strip() for part in self.cleaned_data["patterns"].split(",") if part.strip()]
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or {}
+        if "tenant" not in self.fields and self.key is None:
+            cleaned["tenant"] = self.only_tenant
+        tenant = cleaned.get("tenant")
+        if cleaned.get("whose") == "service" and tenant and not self.owned.filter(pk=tenant.pk).exists():
+            raise ValidationError({"whose": f"Only owners of {tenant} make service keys."})
+        return cleaned
+
+    def columns(self) -> dict[str, Any]:
+        """Of ApiKey."""
+        cleaned = self.cleaned_data
+        names = [*cleaned.get("models", []), *cleaned["patterns"]]
+        return {
+            "name": cleaned["name"],
+            "models_allowed": list(dict.fromkeys(names)),
+            "expires_at": _end_of(cleaned["expires_on"]),
+            "max_output_tokens": cleaned["max_output_tokens"],
+            "may_be_in_path": cleaned["may_be_in_path"],
+        }
+
+
+class RotationForm(forms.Form):
+    overlap = forms.ChoiceField(
+        label="The old secret goes on working",
+        choices=[(name, label) for name, (label, _) in OVERLAPS.items()],
+        initial="1d",
+        widget=forms.RadioSelect,
+        help_text="Long enough to put the new one everywhere. Its last use is shown on the page of the key.",
+    )
+
+    @property
+    def chosen(self) -> timedelta:
+        return OVERLAPS[self.cleaned_data["overlap"]][1]
+
+
+class InvitationForm(forms.Form):
+    email = forms.EmailField(label="E-mail address", max_length=254)
+    tenant = forms.ModelChoiceField(Tenant.objects.none(), empty_label=None)
+    role = forms.ChoiceField(choices=Role.choices, initial=Role.MEMBER, widget=forms.RadioSelect)
+
+    def __init__(self, *args: Any, tenants: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["tenant"].queryset = tenants
+
+
+class NewAccountForm(forms.ModelForm):
+    """How somebody who was invited, or the first of all, makes their account."""
+
+    password1 = forms.CharField(
+        label="Password", widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}), strip=False
+    )
+    password2 = forms.CharField(
+        label="Password again", widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}), strip=False
+    )
+
+    class Meta:
+        model = User
+        fields = ["username", "first_name", "last_name"]
+        help_texts = {"username": "Letters, digits and @ . + - _"}
+        widgets = {"username": forms.TextInput(attrs={"autocomplete": "username"})}
+
+    def clean_username(self) -> str:
+        name = self.cleaned_data["username"]
+        if User.objects.filter(username__iexact=name).exists():
+            raise ValidationError("Somebody has this name already.")
+        return name
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or {}
+        first, second = cleaned.get("password1"), cleaned.get("password2")
+        if first and second and first != second:
+            raise ValidationError({"password2": "The two passwords are not the same."})
+        return cleaned
+
+    def _post_clean(self) -> None:
+        # After the instance has its name and address, which the password must not resemble.
+        super()._post_clean()
+        if password := self.cleaned_data.get("password1"):
+            try:
+                validate_password(password, self.instance)
+            except ValidationError as exc:
+                self.add_error("password1", exc)
+
+    def save(self, commit: bool = True) -> User:
+        user = super().save(commit=False)
+        user.set_password(self.cleaned_data["password1"])
+        if commit:
+            user.save()
+        return user
+
+
+def _initial(key: ApiKey) -> dict[str, Any]:
+    end = key.expires_at
+    return {
+        "name": key.name,
+        "expires_on": timezone.localdate(end - timedelta(microseconds=1)) if end else None,
+        "models": [name for name in key.models_allowed if not _is_pattern(name)],
+        "patterns": ", ".join(name for name in key.models_allowed if _is_pattern(name)),
+        "max_output_tokens": key.max_output_tokens,
+        "may_be_in_path": key.may_be_in_path,
+    }
+
+
+def _is_pattern(name: str) -> bool:
+    return any(char in name for char in "*?[")
+
+
+def _end_of(day: date | None) -> datetime | None:
+    """Midnight after a day of the reporting zone."""
+    return timezone.make_aware(datetime.combine(day + timedelta(days=1), time.min)) if day else None

@@ -1,0 +1,7 @@
+from django.urls import URLPattern
+
+from tenants.views import account, invited, keys, people
+
+
+def urls(known: keys.Known) -> list[URLPattern]:
+    return [*account.urls(), *invited.urls(), *keys.urls(known), *people.urls()]

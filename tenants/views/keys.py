@@ -1,0 +1,198 @@
+"""Keys: the list, making one, what it may do, its secret (once), its end."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import URLPattern, path
+from django.views.decorators.http import require_POST, require_safe
+
+from tenants import rate_limits, shown_once
+from tenants.forms import KeyForm, RotationForm
+from tenants.keys import create_key, rotate_key
+from tenants.models import ApiKey
+from tenants.rate_limits import limited
+from tenants.snippets import snippets
+
+# Stands in examples where the secret is not known any more.
+PLACEHOLDER = "YOUR_KEY"
+
+by_new_keys = limited(rate_limits.NEW_KEY, rate_limits.user)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What these pages need to know and tenants does not: handed in by gateway_site/urls.py."""
+
+    model_names: Callable[[], list[str]]
+    example_for: Callable[[ApiKey], str]  # a model that a key may use, or ""
+    facts_of: Callable[[ApiKey], object]
+
+
+def urls(known: Known) -> list[URLPattern]:
+    given = {"known": known}
+    return [
+        path("keys/", keys, name="keys"),
+        path("keys/new/", new, given, name="key_new"),
+        path("keys/<str:prefix>/", show, given, name="key"),
+        path("keys/<str:prefix>/secret/", secret, given, name="key_secret"),
+        path("keys/<str:prefix>/edit/", edit, given, name="key_edit"),
+        path("keys/<str:prefix>/rotate/", rotate, name="key_rotate"),
+        path("keys/<str:prefix>/switch/", switch, name="key_switch"),
+        path("keys/<str:prefix>/revoke/", revoke, name="key_revoke"),
+    ]
+
+
+@login_required
+@require_safe
+def keys(request: HttpRequest) -> HttpResponse:
+    _allowed_to_have_keys(request)
+    visible = ApiKey.objects.visible_to(request.user).select_related("tenant", "user", "last_used")
+    shows_revoked = "revoked" in request.GET
+    context = {
+        "keys": visible.filter(revoked_at__isnull=not shows_revoked).order_by("-created_at"),
+        "shows_revoked": shows_revoked,
+        "any_revoked": visible.exclude(revoked_at=None).exists(),
+        "several_tenants": request.user.tenants_for_keys().count() > 1,
+        "shows_people": request.user.tenants_owned().exists(),
+    }
+    return render(request, "tenants/keys/list.html", context)
+
+
+@login_required
+@by_new_keys
+def new(request: HttpRequest, known: Known) -> HttpResponse:
+    _allowed_to_have_keys(request)
+    tenants = request.user.tenants_for_keys().filter(enabled=True)
+    if not tenants.exists():
+        raise PermissionDenied("Your tenant is switched off: its keys would not work. Ask an administrator.")
+    form = KeyForm(request.POST or None, names=known.model_names(), tenants=tenants, owned=request.user.tenants_owned())
+    if request.method == "POST" and form.is_valid():
+        for_service = form.cleaned_data.get("whose") == "service"
+        made = create_key(
+            form.cleaned_data["tenant"],
+            user=None if for_service else request.user,
+            created_by=request.user,
+            **form.columns(),
+        )
+        return shown_once.keep(request, redirect("key_secret", made.row.prefix), made.clear_text)
+    return render(request, "tenants/keys/form.html", {"form": form, "title": "New key", "action": "Make the key"})
+
+
+@login_required
+@require_safe
+def secret(request: HttpRequest, known: Known, prefix: str) -> HttpResponse:
+    """The clear text, for the first time and the last."""
+    key = _key(request, prefix)
+    clear_text = shown_once.take(request)
+    if clear_text is None or f"_{key.prefix}_" not in clear_text:
+        messages.info(request, "The secret was shown before and is not kept. If it is lost, rotate the key.")
+        return redirect("key", prefix)
+    context = {
+        "key": key,
+        "clear_text": clear_text,
+        **_examples(key, clear_text, known),
+    }
+    response = render(request, "tenants/keys/secret.html", context)
+    response.headers["Referrer-Policy"] = "no-referrer"
+    return shown_once.forget_cookie(response)
+
+
+@login_required
+@require_safe
+def show(request: HttpRequest, known: Known, prefix: str) -> HttpResponse:
+    key = _key(request, prefix)
+    context = {
+        "key": key,
+        "facts": known.facts_of(key),
+        "rules": key.ip_rules.order_by("cidr"),
+        **_examples(key, PLACEHOLDER, known),
+    }
+    return render(request, "tenants/keys/key.html", context)
+
+
+@login_required
+def edit(request: HttpRequest, known: Known, prefix: str) -> HttpResponse:
+    key = _changeable_key(request, prefix)
+    form = KeyForm(
+        request.POST or None,
+        names=known.model_names(),
+        tenants=request.user.tenants_for_keys(),
+        owned=request.user.tenants_owned(),
+        key=key,
+    )
+    if request.method == "POST" and form.is_valid():
+        columns = form.columns()
+        for name, value in columns.items():
+            setattr(key, name, value)
+        key.save(update_fields=list(columns))
+        messages.success(request, "Saved. It holds within a second.")
+        return redirect("key", prefix)
+    context = {"form": form, "key": key, "title": f"Edit {key.name}", "action": "Save"}
+    return render(request, "tenants/keys/form.html", context)
+
+
+@login_required
+@by_new_keys
+def rotate(request: HttpRequest, prefix: str) -> HttpResponse:
+    key = _changeable_key(request, prefix)
+    if key.imported:
+        raise PermissionDenied("This key was brought along from elsewhere. Make a new one instead, and revoke this.")
+    form = RotationForm(request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        made = rotate_key(key, form.chosen)
+        return shown_once.keep(request, redirect("key_secret", prefix), made.clear_text)
+    return render(request, "tenants/keys/rotate.html", {"form": form, "key": key})
+
+
+@login_required
+@require_POST
+def switch(request: HttpRequest, prefix: str) -> HttpResponse:
+    """On or off, as the form says: pressing twice does not switch back."""
+    key = _changeable_key(request, prefix)
+    key.enabled = request.POST.get("to") == "on"
+    key.save(update_fields=["enabled"])
+    messages.success(request, "The key works again." if key.enabled else "The key is off; calls in flight are cut.")
+    return redirect("key", prefix)
+
+
+@login_required
+def revoke(request: HttpRequest, prefix: str) -> HttpResponse:
+    key = _changeable_key(request, prefix)
+    if request.method == "POST":
+        key.revoke()
+        messages.success(request, f"“{key.name}” is revoked; calls in flight are cut. Its usage stays.")
+        return redirect("keys")
+    return render(request, "tenants/keys/revoke.html", {"key": key})
+
+
+def _key(request: HttpRequest, prefix: str) -> ApiKey:
+    """Foreign and missing ones answer alike (T1)."""
+    visible = ApiKey.objects.visible_to(request.user).select_related("tenant", "user", "last_used", "created_by")
+    return get_object_or_404(visible, prefix=prefix)
+
+
+def _changeable_key(request: HttpRequest, prefix: str) -> ApiKey:
+    key = _key(request, prefix)
+    if key.revoked_at:
+        raise PermissionDenied("This key is revoked, which is for ever. Make a new one.")
+    return key
+
+
+def _allowed_to_have_keys(request: HttpRequest) -> None:
+    if not request.user.tenants_for_keys().exists():
+        raise PermissionDenied("You are in no tenant, or only look at its usage. Ask an owner to make you a member.")
+
+
+def _examples(key: ApiKey, clear_text: str, known: Known) -> dict[str, Any]:
+    model = known.example_for(key)
+    return {
+        "example_model": model,
+        "snippets": snippets(settings.SITE_URL, clear_text, model or "llama3.2"),
+    }

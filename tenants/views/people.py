@@ -1,0 +1,142 @@
+"""The people of a tenant, for its owners: who is in it, with which role, and who is invited."""
+
+import logging
+
+from django.conf import settings
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import URLPattern, path
+from django.utils import timezone
+from django.views.decorators.http import require_POST
+
+from tenants import invitations, rate_limits
+from tenants.forms import InvitationForm
+from tenants.models import ApiKey, Invitation, Membership, Role, Tenant
+from tenants.rate_limits import limited
+
+logger = logging.getLogger(__name__)
+
+
+def urls() -> list[URLPattern]:
+    return [
+        path("people/", people, name="people"),
+        path("people/invite/", invite, name="invite"),
+        path("people/<int:pk>/role/", change_role, name="change_role"),
+        path("people/<int:pk>/remove/", remove, name="remove_person"),
+        path("people/invitations/<int:pk>/withdraw/", withdraw, name="withdraw_invitation"),
+    ]
+
+
+@login_required
+def people(request: HttpRequest) -> HttpResponse:
+    tenants = _governed(request)
+    context = {
+        "tenants": [
+            {
+                "tenant": tenant,
+                "memberships": tenant.memberships.select_related("user").order_by("user__username"),
+                "invitations": tenant.invitations.open().select_related("invited_by").order_by("-created_at"),
+            }
+            for tenant in tenants
+        ],
+        "roles": Role.choices,
+    }
+    return render(request, "tenants/people/list.html", context)
+
+
+@login_required
+@limited(rate_limits.MAIL, rate_limits.user)
+def invite(request: HttpRequest) -> HttpResponse:
+    tenants = _governed(request)
+    form = InvitationForm(request.POST or None, tenants=tenants, initial={"tenant": request.GET.get("tenant")})
+    if request.method != "POST" or not form.is_valid():
+        return render(request, "tenants/people/invite.html", {"form": form})
+    cleaned = form.cleaned_data
+    new = invitations.invite(cleaned["tenant"], cleaned["email"], cleaned["role"], request.user)
+    sent = False
+    if settings.EMAIL_IS_SENT:
+        try:
+            invitations.send(new)
+            sent = True
+        except OSError as exc:
+            logger.warning("The invitation could not be sent: %s", exc)
+    if sent:
+        messages.success(request, f"The invitation is on its way to {new.row.email}.")
+        return redirect("people")
+    # The answer to the form, once: it is in no address and no session.
+    context = {"invitation": new.row, "link": new.link, "failed": settings.EMAIL_IS_SENT}
+    return render(request, "tenants/people/link.html", context)
+
+
+@login_required
+@require_POST
+def change_role(request: HttpRequest, pk: int) -> HttpResponse:
+    role = request.POST.get("role")
+    if role not in Role.values:
+        raise PermissionDenied("There is no such role.")
+    with transaction.atomic():
+        membership = _membership(request, pk)
+        if membership.role == Role.OWNER != role:
+            _not_the_last_owner(membership)
+        membership.role = role
+        membership.save(update_fields=["role"])
+        off = _keys_of(membership).update(enabled=False) if role == Role.VIEWER else 0
+    messages.success(
+        request,
+        f"{membership.user} is now {role} of {membership.tenant}." + (f" Keys switched off: {off}." if off else ""),
+    )
+    return redirect("people")
+
+
+@login_required
+def remove(request: HttpRequest, pk: int) -> HttpResponse:
+    membership = _membership(request, pk)
+    if request.method == "POST":
+        with transaction.atomic():
+            if membership.role == Role.OWNER:
+                _not_the_last_owner(membership)
+            count = _keys_of(membership).revoke()
+            membership.delete()
+        messages.success(request, f"{membership.user} is out of {membership.tenant}. Keys revoked: {count}.")
+        return redirect("people" if request.user.tenants_owned().exists() else "home")
+    context = {"membership": membership, "keys": _keys_of(membership).filter(revoked_at=None).count()}
+    return render(request, "tenants/people/remove.html", context)
+
+
+@login_required
+@require_POST
+def withdraw(request: HttpRequest, pk: int) -> HttpResponse:
+    rows = Invitation.objects.open().filter(pk=pk, tenant__in=_governed(request))
+    invitation = get_object_or_404(rows)
+    rows.update(withdrawn_at=timezone.now())
+    messages.success(request, f"The invitation of {invitation.email} is withdrawn; its link does not work any more.")
+    return redirect("people")
+
+
+def _governed(request: HttpRequest) -> QuerySet[Tenant]:
+    """Tenants whose people one may manage: one's own; superusers all."""
+    tenants = Tenant.objects.current() if request.user.is_superuser else request.user.tenants_owned()
+    if not tenants.exists():
+        raise PermissionDenied("Only owners of a tenant manage its people.")
+    return tenants
+
+
+def _membership(request: HttpRequest, pk: int) -> Membership:
+    rows = Membership.objects.select_related("tenant", "user").filter(tenant__in=_governed(request))
+    return get_object_or_404(rows, pk=pk)
+
+
+def _not_the_last_owner(membership: Membership) -> None:
+    # The tenant's row is locked, so that two owners cannot remove each other at the same time.
+    Tenant.objects.select_for_update().get(pk=membership.tenant_id)
+    if not Membership.objects.filter(tenant=membership.tenant_id, role=Role.OWNER).exclude(pk=membership.pk).exists():
+        raise PermissionDenied(f"{membership.user} is the last owner of {membership.tenant}. Make another one first.")
+
+
+def _keys_of(membership: Membership) -> QuerySet[ApiKey]:
+    return ApiKey.objects.filter(tenant=membership.tenant_id, user=membership.user_id)
