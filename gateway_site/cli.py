@@ -1,0 +1,222 @@
+"""The console script `ollama-gateway`: `serve` and the other commands of manage.py, and `run`, a small client.
+
+`run` is for machines that have no gateway, so it must not load settings, which make secrets and a data directory.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from gateway_site import environment as env
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+CONFIG = Path("~/.config/ollama-gateway")
+# A large model loads from a slow disk within ten minutes.
+TIMEOUT = httpx.Timeout(600, connect=10)
+INTERRUPTED = 130
+
+Message = dict[str, str]
+
+
+class Refused(Exception):
+    """Its text is the one line for the user."""
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Account:
+    url: str
+    key: str = field(repr=False)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0: done, 1: refused, 2: wrong usage, 130: interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["run"]:
+        parser = argparse.ArgumentParser(prog="ollama-gateway run", description=RUN_HELP)
+        add_run_arguments(parser)
+        return run(**vars(parser.parse_args(arguments[1:])))
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway_site.settings")
+    from django.core.management import execute_from_command_line
+
+    execute_from_command_line(["ollama-gateway", *(arguments or ["help"])])
+    return 0
+
+
+RUN_HELP = (
+    "Asks a model, through a gateway. Its address and the key come from OLLAMA_GATEWAY_URL and OLLAMA_GATEWAY_KEY, or "
+    'from ~/.config/ollama-gateway (url = "…", key = "…").'
+)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="E.g. phi4.")
+    parser.add_argument("prompt", nargs="*", help="Without one: standard input, or a conversation.")
+    parser.add_argument("--url", default="", help="Of the gateway.")
+    parser.add_argument("--pull", action="store_true", help="Pull the model without asking if it is missing.")
+
+
+def run(*, model: str, prompt: list[str], url: str = "", pull: bool = False) -> int:
+    try:
+        account = account_of_user(url)
+        headers = {"authorization": f"Bearer {account.key}"} if account.key else {}
+        with httpx.Client(base_url=account.url, headers=headers, timeout=TIMEOUT) as client:
+            conversation = Conversation(client, model, may_pull=pull)
+            if prompt:
+                conversation.say(" ".join(prompt))
+            elif not sys.stdin.isatty():
+                conversation.say(sys.stdin.read())
+            else:
+                conversation.hold()
+    except Refused as exc:
+        print(exc, file=sys.stderr)
+        return 1
+    except httpx.InvalidURL as exc:
+        print(f"The address of the gateway is no URL: {exc}.", file=sys.stderr)
+        return 1
+    except httpx.HTTPError as exc:
+        reason = str(exc) or type(exc).__name__
+        print(f"{account.url} does not answer ({reason}). Set OLLAMA_GATEWAY_URL, or use --url.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def account_of_user(url: str = "") -> Account:
+    """Address and key: flag, environment, file. OLLAMA_API_KEY is the name that other clients use. Raises Refused."""
+    file = _config_file()
+    key = env.text("OLLAMA_GATEWAY_KEY") or env.text("OLLAMA_API_KEY") or str(file.get("key", ""))
+    url = url or env.text("OLLAMA_GATEWAY_URL") or str(file.get("url", "")) or DEFAULT_URL
+    if not (key.isascii() and key.isprintable()):
+        raise Refused("The API key holds characters that no key has. Copy it again.")
+    return Account(url if "://" in url else f"http://{url}", key.strip())
+
+
+def _config_file() -> dict[str, Any]:
+    path = CONFIG.expanduser()
+    path = path / "config.toml" if path.is_dir() else path
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as exc:
+        raise Refused(f'{path} cannot be read ({exc}). Write: url = "http://gateway:8080" and key = "ogw_…"') from None
+
+
+class Conversation:
+    def __init__(self, client: httpx.Client, model: str, *, may_pull: bool = False) -> None:
+        self.client = client
+        self.model = model
+        self.may_pull = may_pull
+        self.messages: list[Message] = []
+
+    def hold(self) -> None:
+        """Until /bye or the end of input. Ctrl-C ends an answer, and at the prompt the conversation."""
+        print(f"{self.model} at {self.client.base_url} — /bye ends.", file=sys.stderr)
+        while True:
+            try:
+                text = input(">>> ").strip()
+            except EOFError:
+                print()
+                return
+            if text == "/bye":
+                return
+            if text:
+                try:
+                    self.say(text)
+                except KeyboardInterrupt:
+                    print()
+                except Refused as exc:
+                    print(exc, file=sys.stderr)
+
+    def say(self, text: str) -> None:
+        """Prints the answer as it comes; what was said stays in the conversation. Raises Refused, httpx.HTTPError."""
+        said = [*self.messages, {"role": "user", "content": text}]
+        try:
+            answer = self._answer(said)
+        except Refused as exc:
+            if exc.code not in ("model_not_found", "404") or not self._pulled():
+                raise
+            answer = self._answer(said)
+        self.messages = [*said, {"role": "assistant", "content": answer}]
+
+    def _answer(self, messages: list[Message]) -> str:
+        parts: list[str] = []
+        for line in self._lines("/api/chat", {"model": self.model, "messages": messages}):
+            message = line.get("message") or {}
+            if thought := message.get("thinking"):
+                _show(thought, sys.stderr)
+            if content := message.get("content"):
+                parts.append(content)
+                _show(content, sys.stdout)
+        print()
+        return "".join(parts)
+
+    def _pulled(self) -> bool:
+        """Whether a missing model is there now. Asks first, unless that was answered on the command line."""
+        if not self.may_pull:
+            if not sys.stdin.isatty():
+                return False
+            if input(f"{self.model} is not there. Pull it? [y/N] ").strip().lower() not in ("y", "yes"):
+                return False
+        status = ""
+        for line in self._lines("/api/pull", {"model": self.model}):
+            if line.get("status") != status:
+                status = str(line.get("status"))
+                print(_harmless(status), file=sys.stderr)
+        return True
+
+    def _lines(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The objects of a stream. Raises Refused for an error, at its beginning or in its midst."""
+        with self.client.stream("POST", path.lstrip("/"), json=body) as answer:
+            if answer.status_code != 200:
+                answer.read()
+                raise Refused(_error_of(answer), answer.headers.get("x-gateway-error") or str(answer.status_code))
+            for line in answer.iter_lines():
+                said = _object_of(line)
+                if "error" in said:
+                    raise Refused(_harmless(str(said["error"])))
+                yield said
+
+
+def _object_of(line: str) -> dict[str, Any]:
+    try:
+        said = json.loads(line or "{}")
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        raise Refused("What answers there is no Ollama and no gateway in front of one. Check the address.")
+    return said
+
+
+def _error_of(answer: httpx.Response) -> str:
+    try:
+        text = str(answer.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        text = answer.text[:500]
+    return _harmless(text or f"The gateway answered {answer.status_code}.")
+
+
+def _show(text: str, stream: Any) -> None:
+    print(_harmless(text), end="", file=stream, flush=True)
+
+
+def _harmless(text: str) -> str:
+    """Without what would steer a terminal: a model says whatever it was told to say."""
+    return "".join(char for char in text if char in "\n\t" or char.isprintable() or char == "\u00a0")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
