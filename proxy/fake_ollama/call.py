@@ -4,7 +4,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from proxy.fake_ollama.calls import SeenCall
-from proxy.fake_ollama.connection import Request
+from proxy.fake_ollama.connection import Connection, Request
 from proxy.fake_ollama.errors import RUNNER_DIED, ApiError, Cut, EmptyRequest, RunnerError, SilentEnd
 from proxy.fake_ollama.faults import NO_FAULT, Fault
 from proxy.fake_ollama.gojson import DecodeError, EmptyBody, Struct, decode, encode
@@ -23,8 +23,17 @@ SIGN_IN = "https://ollama.com/connect?name=fake-host&key=c3NoLWVkMjU1MTkgZmFrZQ"
 
 
 class Call:
-    def __init__(self, server: "FakeOllama", request: Request, seen: SeenCall, answer: Answer, path: str) -> None:
+    def __init__(
+        self,
+        server: "FakeOllama",
+        connection: Connection,
+        request: Request,
+        seen: SeenCall,
+        answer: Answer,
+        path: str,
+    ) -> None:
         self.server = server
+        self.connection = connection
         self.request = request
         self.seen = seen
         self.answer = answer

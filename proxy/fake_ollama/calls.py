@@ -28,6 +28,8 @@ class SeenCall:
     status: int | None = None
     tokens: int = 0
     prompt_tokens: int = 0
+    # Bytes of its body that came, also of one that is not kept.
+    received: int = 0
     # Asked for a generation, and the runner began it.
     generated: bool = False
     complete: bool = False
@@ -65,6 +67,7 @@ class SeenCall:
             "started": self.started,
             "ended": self.ended,
             "status": self.status,
+            "received": self.received,
             "tokens": self.tokens,
             "prompt_tokens": self.prompt_tokens,
             "generated": self.generated,
@@ -112,6 +115,7 @@ class CallLog:
         call = SeenCall(
             totals.calls, connection, method, target, headers, body if self.log_bodies else b"", time.monotonic()
         )
+        call.received = len(body)
         totals.calls += 1
         totals.running_calls += 1
         self.calls.append(call)

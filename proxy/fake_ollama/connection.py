@@ -1,6 +1,7 @@
 """One TCP connection: requests in, one at a time, and the moment the caller leaves."""
 
 import asyncio
+import hashlib
 import socket
 import struct
 from collections import deque
@@ -16,9 +17,27 @@ if TYPE_CHECKING:
 
 LINGER_ZERO = struct.pack("ii", 1, 0)
 MAX_PIPELINED = 64
+BLOBS = b"/api/blobs/"
 BAD_REQUEST = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n400 Bad Request"
 )
+
+
+class Upload:
+    """A body that is weighed while it comes, and not kept: it may be gigabytes."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.whole = asyncio.Event()
+        self._hash = hashlib.sha256()
+
+    def add(self, piece: bytes) -> None:
+        self.size += len(piece)
+        self._hash.update(piece)
+
+    @property
+    def digest(self) -> str:
+        return "sha256:" + self._hash.hexdigest()
 
 
 @dataclass(slots=True)
@@ -31,6 +50,7 @@ class Request:
     http11: bool
     host: str | None
     origin: str | None
+    upload: Upload | None = None
 
     def header(self, name: bytes) -> bytes | None:
         return next((value for key, value in self.headers if key.lower() == name), None)
@@ -64,6 +84,7 @@ class Connection(asyncio.Protocol):
         self._host: bytes | None = None
         self._origin: bytes | None = None
         self._expects = False
+        self._upload: Upload | None = None
 
     # Of the transport
 
@@ -116,11 +137,28 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         if self._expects:
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self._target.startswith(BLOBS) and self.parser.get_method() == b"POST":
+            # Served while it comes, as Go does: the answer may be there before the body.
+            self._upload = Upload()
+            self._take()
 
     def on_body(self, body: bytes) -> None:
-        self._body.append(body)
+        if self._upload is None:
+            self._body.append(body)
+            return
+        self._upload.add(body)
+        if self.seen is not None:
+            self.seen.received = self._upload.size
+            self.server.log.changed()
 
     def on_message_complete(self) -> None:
+        if self._upload is None:
+            self._take()
+        else:
+            self._upload.whole.set()
+        self._begin()
+
+    def _take(self) -> None:
         parser = self.parser
         http11 = parser.get_http_version() == "1.1"
         if http11 and self._host is None:
@@ -135,8 +173,8 @@ class Connection(asyncio.Protocol):
             http11,
             None if self._host is None else self._host.decode("latin-1"),
             None if self._origin is None else self._origin.decode("latin-1"),
+            self._upload,
         )
-        self._begin()
         if self._task is None:
             self._serve(request)
             return
@@ -148,6 +186,12 @@ class Connection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         self.transport.write(data)
+
+    def stop_reading(self) -> None:
+        self.transport.pause_reading()
+
+    def go_on_reading(self) -> None:
+        self.transport.resume_reading()
 
     async def drained(self) -> None:
         """Wait while the peer does not read."""

@@ -79,6 +79,11 @@ class Fault:
     repeat_final: int = 1
     final_context: int | None = None
 
+    # Uploads and progress
+    hang_before_body: bool = False
+    answers_before_body: int | None = None
+    progress_mb: float = 0.0
+
     # Single routes
     version: str | None = None
     ps_omits: Sequence[str] | None = None

@@ -104,8 +104,9 @@ def read_wish(body: dict[str, Any], model: Model, asked: str, keep_alive: float 
 
 
 def last_user_text(messages: Sequence[dict[str, Any]]) -> str:
+    """What it is to answer: a tool's result ends the turn in which it called the tool."""
     for message in reversed(messages):
-        if (message.get("role") or "").lower() == "user":
+        if (message.get("role") or "").lower() in ("user", "tool"):
             return message.get("content") or ""
     return ""
 

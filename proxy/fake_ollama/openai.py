@@ -144,7 +144,7 @@ def read_messages(wish: Wish, messages: Sequence[dict[str, Any]]) -> None:
     for message in messages:
         text = content_text(message.get("content"), images)
         wish.size += size_of(text)
-        if (message.get("role") or "").lower() == "user":
+        if (message.get("role") or "").lower() in ("user", "tool"):
             wish.last_user_text = text
     check_images(images, wish.model)
 

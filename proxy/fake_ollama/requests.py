@@ -97,6 +97,12 @@ CreateRequest = Struct(
         "messages": MESSAGES,
         "quantize": STRING,
         "quantization": STRING,
+        "renderer": STRING,
+        "parser": STRING,
+        "requires": STRING,
+        "info": MAP,
+        "draft_files": MAP,
+        "remote_host": STRING,
     },
 )
 

@@ -57,7 +57,7 @@ def read_input(wish: Wish, body: dict[str, Any]) -> None:
             raise ApiError(400, "invalid input item")
         text = content_text(item.get("content", item.get("output")))
         wish.size += size_of(text)
-        if item.get("role") == "user":
+        if item.get("role") == "user" or item.get("type") == "function_call_output":
             wish.last_user_text = text
 
 

@@ -338,7 +338,7 @@ class FakeOllama:
             keep_alive=request.keep_alive,
         )
         path = routing.decoded_path(request.target)
-        return Call(self, request, seen, answer, "" if path is None else path)
+        return Call(self, connection, request, seen, answer, "" if path is None else path)
 
     async def _answer(self, call: Call) -> None:
         if not call.path:

@@ -1,6 +1,5 @@
 """Pull, push and create with their progress, and blobs."""
 
-import hashlib
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -16,6 +15,7 @@ DIGEST = re.compile(r"sha256[:-][0-9a-fA-F]{64}")
 NO_MANIFEST = "pull model manifest: file does not exist"
 NO_SOURCE = "neither 'from' or 'files' was specified"
 STEPS = 3
+PADDING = 32_000
 
 
 async def pull(call: Call) -> None:
@@ -62,7 +62,7 @@ async def create(call: Call) -> None:
             return
         base = Model(call.name(source).display)
         call.server.library.add(base)
-    made = Model(name.display, system=body.get("system") or "")
+    made = Model(name.display, system=body.get("system") or "", remote_host=body.get("remote_host") or "")
     if base:
         made.weights, made.size, made.capabilities = base.weights, base.size, base.capabilities
     else:
@@ -74,14 +74,27 @@ async def create(call: Call) -> None:
 
 
 async def upload(call: Call) -> None:
-    asked = call.parameter
+    asked, body = call.parameter, call.request.upload
+    assert body is not None
+    if call.fault.hang_before_body:
+        call.connection.stop_reading()
+        try:
+            await call.server.gate.wait()
+        finally:
+            call.connection.go_on_reading()
+    # What is left of a body is not waited for: the connection ends with the answer.
+    call.answer.keep_alive = call.answer.keep_alive and body.whole.is_set()
+    if call.fault.answers_before_body is not None:
+        raise ApiError(call.fault.answers_before_body, call.fault.error or "fault")
     if not DIGEST.fullmatch(asked):
         raise ApiError(400, "invalid digest format")
     blobs = call.server.library.blobs
     if asked.replace("-", ":") in blobs:
         await call.reply_empty(200)
         return
-    digest = "sha256:" + hashlib.sha256(call.request.body).hexdigest()
+    await body.whole.wait()
+    call.answer.keep_alive = call.request.keep_alive
+    digest = body.digest
     # What was uploaded is kept under its real digest even when it is refused.
     blobs.add(digest)
     if digest != asked.replace("-", ":"):
@@ -118,6 +131,16 @@ async def send(call: Call, body: dict[str, Any], progress: list[dict[str, Any]])
     await call.answer.whole(500 if "error" in last else 200, JSON, encode(last))
 
 
+async def pad(call: Call) -> None:
+    """Megabytes of progress, in long lines."""
+    size, number = int(call.fault.progress_mb * 1_000_000), 0
+    while size > 0:
+        number += 1
+        line = encode({"status": f"pulling {number} {'.' * PADDING}"}) + b"\n"
+        size -= len(line)
+        await call.answer.chunk(line)
+
+
 async def stream(call: Call, progress: list[dict[str, Any]]) -> None:
     answer = call.answer
     await call.hold_first_byte()
@@ -126,6 +149,8 @@ async def stream(call: Call, progress: list[dict[str, Any]]) -> None:
         for number, item in enumerate(progress):
             await call.step(number)
             await answer.chunk(encode(item) + b"\n")
+            if number == 0 and call.fault.progress_mb:
+                await pad(call)
     except SilentEnd:
         pass
     except RunnerError as error:
