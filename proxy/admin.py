@@ -10,6 +10,7 @@ from django.core.exceptions import ValidationError
 from django.db.models import Model
 from django.http import HttpRequest
 
+from proxy.backend_form import SECRET_WAY_FIELDS, WAY_FIELDS, WayForm
 from proxy.backend_url import normalise_backend_url
 from proxy.credentials import seal
 from proxy.models import Backend, ConfigRevision, DefaultModels, ModelAlias, ModelPolicy
@@ -21,7 +22,7 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _RESERVED_HEADERS = {"connection", "content-length", "host", "te", "trailer", "transfer-encoding", "upgrade"}
 
 
-class BackendForm(forms.ModelForm):
+class BackendForm(WayForm):
     credential = forms.CharField(
         required=False,
         max_length=4096,
@@ -90,9 +91,10 @@ class BackendAdmin(ArchivingAdmin):
         ("TLS and credential", {"fields": [
             "ca_certificates", "credential_header", "has_credential", "credential", "forget_credential",
         ]}),
+        ("Way there", {"fields": WAY_FIELDS}),
         ("What is known of it", {"fields": ["set_by_environment", "created_at", "archived_at"]}),
     ]  # fmt: skip
-    readonly_fields = ["has_credential", "set_by_environment", "created_at", "archived_at"]
+    readonly_fields = ["has_credential", "has_client_key", "set_by_environment", "created_at", "archived_at"]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Backend | None = None) -> tuple[str, ...]:
         # Written anew at each start, so that an edit would be lost.
@@ -103,7 +105,7 @@ class BackendAdmin(ArchivingAdmin):
         if self.has_change_permission(request, obj) or obj is None:
             return self.fieldsets
         # Who may only look has no form, whose fields these are.
-        hidden = {"credential", "forget_credential"}
+        hidden = {"credential", "forget_credential", *SECRET_WAY_FIELDS}
         return [
             (title, {"fields": [name for name in options["fields"] if name not in hidden]})
             for title, options in self.fieldsets
@@ -121,6 +123,10 @@ class BackendAdmin(ArchivingAdmin):
     @admin.display(description="credential kept", boolean=True)
     def has_credential(self, backend: Backend) -> bool:
         return bool(backend.credential_encrypted)
+
+    @admin.display(description="key kept", boolean=True)
+    def has_client_key(self, backend: Backend) -> bool:
+        return bool(backend.client_key_encrypted)
 
 
 @admin.register(ModelAlias)

@@ -281,6 +281,7 @@ def _backends(using: str) -> dict[str, Any]:
     for row in BackendModel.objects.using(using).filter(archived_at=None).order_by("id"):
         try:
             url = normalise_backend_url(row.url)
+            proxy_url = normalise_backend_url(row.proxy_url) if row.proxy_url else ""
         except ValueError as exc:
             logger.error("Backend %s is left out: %s", row.name, exc)  # noqa: TRY400
             continue
@@ -295,20 +296,35 @@ def _backends(using: str) -> dict[str, Any]:
                 transport=row.transport,
                 ca_certificates=row.ca_certificates,
                 credential=_credential(row),
+                client_certificate=row.client_certificate,
+                client_key=_unsealed(row, row.client_key_encrypted, "key of the client certificate"),
+                proxy_url=proxy_url,
+                proxy_credential=_proxy_credential(row),
+                http2=row.http2,
             )
         )
     return {"backends": tuple(backends)}
 
 
 def _credential(row: BackendModel) -> tuple[bytes, bytes] | None:
-    if not row.credential_header or not row.credential_encrypted:
-        return None
+    value = _unsealed(row, row.credential_encrypted, "credential") if row.credential_header else ""
+    return (row.credential_header.lower().encode("ascii"), value.encode("latin-1")) if value else None
+
+
+def _proxy_credential(row: BackendModel) -> tuple[bytes, bytes] | None:
+    value = _unsealed(row, row.proxy_credential_encrypted, "credential of the proxy") if row.proxy_url else ""
+    user, _, password = value.encode().partition(b":")
+    return (user, password) if value else None
+
+
+def _unsealed(row: BackendModel, sealed: bytes | memoryview | None, what: str) -> str:
+    if not sealed:
+        return ""
     try:
-        value = unseal(bytes(row.credential_encrypted))
+        return unseal(sealed)
     except ValueError:
-        logger.error("The credential of backend %s cannot be read; enter it again", row.name)  # noqa: TRY400
-        return None
-    return row.credential_header.lower().encode("ascii"), value.encode("latin-1")
+        logger.error("The %s of backend %s cannot be read; enter it again", what, row.name)  # noqa: TRY400
+        return ""
 
 
 def _aliases(using: str) -> dict[str, Any]:

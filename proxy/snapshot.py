@@ -82,6 +82,11 @@ class Backend:
     transport: str
     ca_certificates: str = field(repr=False, default="")
     credential: tuple[bytes, bytes] | None = field(repr=False, default=None)  # header name and value
+    client_certificate: str = field(repr=False, default="")
+    client_key: str = field(repr=False, default="")
+    proxy_url: str = ""
+    proxy_credential: tuple[bytes, bytes] | None = field(repr=False, default=None)  # user and password
+    http2: bool = False
 
 
 @dataclass(frozen=True, slots=True)

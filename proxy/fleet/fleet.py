@@ -6,7 +6,7 @@ import ssl
 import time
 from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from proxy.call import Call
@@ -16,8 +16,10 @@ from proxy.errors import BadRequest, NotFound, Refusal, Unavailable
 from proxy.fleet import selection
 from proxy.fleet.probes import Watch
 from proxy.fleet.state import BackendState
+from proxy.fleet.tls import context_for
 from proxy.queue import Line
 from proxy.snapshot import Backend
+from proxy.upstream import via_httpx
 from proxy.upstream.wire import Endpoint, Pool
 
 logger = logging.getLogger(__name__)
@@ -247,13 +249,13 @@ class Fleet:
 
     def _add(self, backend: Backend) -> None:
         try:
-            tls = _tls(backend)
+            tls = context_for(backend)
         except (ssl.SSLError, ValueError, TypeError) as exc:
-            logger.warning("Backend %s: its CA certificates cannot be read (%s)", backend.name, exc)
+            logger.warning("Backend %s: its certificates cannot be read (%s)", backend.name, exc)
             tls = ssl.create_default_context()
         parts = urlsplit(backend.url)
         endpoint = Endpoint((), parts.port or 0, tls, parts.hostname, self.configuration.connect_seconds)
-        state = BackendState(backend, Pool(endpoint))
+        state = BackendState(backend, _pool(backend, endpoint))
         self.states[backend.id] = state
         seconds = self.configuration.probe_seconds
         self._watches[backend.id] = Watch(state, tls, seconds, self._after_round, self._instance)
@@ -264,16 +266,26 @@ class Fleet:
 
 
 def _is_elsewhere(old: Backend, new: Backend) -> bool:
-    return (old.url, old.ca_certificates, old.transport) != (new.url, new.ca_certificates, new.transport)
+    """Whether what connections depend on has changed."""
+    return _way(old) != _way(new)
 
 
-def _tls(backend: Backend) -> ssl.SSLContext | None:
-    if not backend.url.startswith("https:"):
-        return None
-    context = ssl.create_default_context()
-    if backend.ca_certificates:
-        context.load_verify_locations(cadata=backend.ca_certificates)
-    return context
+def _way(backend: Backend) -> tuple[object, ...]:
+    return (
+        backend.url, backend.transport, backend.ca_certificates, backend.client_certificate, backend.client_key,
+        backend.proxy_url, backend.proxy_credential, backend.http2,
+    )  # fmt: skip
+
+
+def _pool(backend: Backend, endpoint: Endpoint) -> Pool:
+    if backend.transport == "wire":
+        return Pool(endpoint)
+    proxy = None
+    if backend.proxy_url:
+        parts = urlsplit(backend.proxy_url)
+        proxy = via_httpx.Proxy(parts.scheme, parts.hostname or "", parts.port or 0, backend.proxy_credential)
+    # Both have one interface, to which tests/proxy/upstream holds them.
+    return cast("Pool", via_httpx.Pool(endpoint, proxy, http2=backend.http2))
 
 
 def _version_key(version: str) -> list[int]:

@@ -20,6 +20,7 @@ from proxy.fleet.state import BackendState, InstalledModel, WarmModel
 from proxy.headers import LOOP_MARKER
 from proxy.model_names import InvalidModelName
 from proxy.model_names import parse as parse_model_name
+from proxy.snapshot import Backend
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +36,29 @@ SHORTEST_PAUSE = 0.1
 _VERSION = re.compile(r"[0-9A-Za-z.+-]{1,40}\Z")
 
 
-def make_client(tls: ssl.SSLContext | bool, instance: bytes = b"") -> httpx.AsyncClient:
+def make_client(
+    tls: ssl.SSLContext | bool, instance: bytes = b"", proxy: httpx.Proxy | None = None
+) -> httpx.AsyncClient:
     """A client that believes neither the environment's proxies nor .netrc, and follows no redirect (B14).
 
     `instance`: our mark, by which a gateway knows that it is asking itself (N11).
     """
-    headers = {LOOP_MARKER: instance}
-    return httpx.AsyncClient(verify=tls, trust_env=False, follow_redirects=False, timeout=TIMEOUT, headers=headers)
+    return httpx.AsyncClient(
+        verify=tls,
+        proxy=proxy,
+        trust_env=False,
+        follow_redirects=False,
+        timeout=TIMEOUT,
+        headers={LOOP_MARKER: instance},
+    )
+
+
+def outbound_proxy(backend: Backend) -> httpx.Proxy | None:
+    if not backend.proxy_url:
+        return None
+    user, password = backend.proxy_credential or (b"", b"")
+    auth = (user.decode(), password.decode()) if backend.proxy_credential else None
+    return httpx.Proxy(backend.proxy_url, auth=auth)
 
 
 async def resolve(url: str) -> tuple[str, ...]:
@@ -85,7 +102,8 @@ async def _read(client: httpx.AsyncClient, state: BackendState, path: str) -> by
         name, value = state.backend.credential
         headers[name.decode("ascii")] = value.decode("latin-1")
     # Not the URL: httpx would ask for the name's address again, and might get one that was not checked (B14).
-    address = state.pool.endpoint.addresses[0]
+    # A proxy, whose address the pool's is, is told the name: what it means is the proxy's to know.
+    address = parts.hostname if state.backend.proxy_url else state.pool.endpoint.addresses[0]
     url = httpx.URL(scheme=parts.scheme, host=address, port=parts.port, path=path)
     extensions = {"sni_hostname": parts.hostname}
     async with client.stream("GET", url, headers=headers, extensions=extensions) as response:
@@ -201,7 +219,7 @@ class Watch:
         self.seconds = seconds
         self._asked_at = 0.0
         self._after_round = after_round
-        self._client = make_client(tls or False, instance)
+        self._client = make_client(tls or False, instance, outbound_proxy(state.backend))
         self._wanted = asyncio.Event()
         self._round: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tags_at = 0.0
@@ -248,7 +266,7 @@ class Watch:
         state, now = self.state, time.monotonic()
         tags = tags or now - self._tags_at >= TAGS_SECONDS or state.failed_probes > 0
         try:
-            addresses = await resolve(state.backend.url)
+            addresses = await resolve(state.backend.proxy_url or state.backend.url)
             state.pool.endpoint = replace(state.pool.endpoint, addresses=addresses)
             await probe(self._client, state, tags=tags)
         except (OSError, ValueError) as exc:

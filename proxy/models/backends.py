@@ -32,6 +32,25 @@ class Backend(Archivable):
         max_length=100, blank=True, help_text="A header that the server wants, e.g. Authorization."
     )
     credential_encrypted = models.BinaryField(null=True, blank=True, editable=False)
+    # With defaults in the database: a worker of the version before can still add a row.
+    client_certificate = models.TextField(
+        blank=True,
+        default="",
+        db_default="",
+        help_text="PEM, with its chain, for servers that want one. Empty: none, and its key is forgotten.",
+    )
+    client_key_encrypted = models.BinaryField(null=True, blank=True, editable=False)
+    proxy_url = models.CharField(
+        "outbound proxy",
+        max_length=300,
+        blank=True,
+        validators=[validate_backend_url],
+        default="",
+        db_default="",
+        help_text="E.g. http://proxy.example:3128. It resolves the server's name. Those of the environment are not used.",
+    )
+    proxy_credential_encrypted = models.BinaryField(null=True, blank=True, editable=False)
+    http2 = models.BooleanField("HTTP/2", default=False, db_default=False, help_text="Where an https server offers it.")
     set_by_environment = models.BooleanField(
         default=False, editable=False, help_text="Owned by OLLAMA_HOST and its kin; written anew at each start."
     )
@@ -43,6 +62,11 @@ class Backend(Archivable):
             models.CheckConstraint(condition=Q(slots__gte=1), name="backend_has_a_slot"),
             models.CheckConstraint(condition=Q(transport__in=("wire", "httpx")), name="backend_transport_known"),
             models.CheckConstraint(condition=~Q(url="") & ~Q(name=""), name="backend_has_name_and_url"),
+            models.CheckConstraint(
+                condition=Q(transport="httpx") | Q(proxy_url="", http2=False),
+                name="backend_proxy_and_http2_by_httpx",
+                violation_error_message="An outbound proxy and HTTP/2 need the transport httpx.",
+            ),
         ]
 
     def __str__(self) -> str:
