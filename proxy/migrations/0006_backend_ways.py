@@ -34,7 +34,7 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='backend',
             name='proxy_url',
-            field=models.CharField(blank=True, db_default='', default='', help_text="E.g. http://proxy.example:3128. It resolves the server's name. Those of the environment are not used.", max_length=300, validators=[proxy.backend_url.validate_backend_url], verbose_name='outbound proxy'),
+            field=models.CharField(blank=True, db_default='', default='', help_text="E.g. http://proxy.example:3128. It resolves the server's name. The environment's are not used.", max_length=300, validators=[proxy.backend_url.validate_backend_url], verbose_name='outbound proxy'),
         ),
         migrations.AddConstraint(
             model_name='backend',

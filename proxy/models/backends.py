@@ -47,7 +47,7 @@ class Backend(Archivable):
         validators=[validate_backend_url],
         default="",
         db_default="",
-        help_text="E.g. http://proxy.example:3128. It resolves the server's name. Those of the environment are not used.",
+        help_text="E.g. http://proxy.example:3128. It resolves the server's name. The environment's are not used.",
     )
     proxy_credential_encrypted = models.BinaryField(null=True, blank=True, editable=False)
     http2 = models.BooleanField("HTTP/2", default=False, db_default=False, help_text="Where an https server offers it.")
