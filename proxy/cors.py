@@ -27,7 +27,7 @@ EXPOSED_HEADERS = (
 _EXPOSED = ", ".join(EXPOSED_HEADERS).encode()
 
 # scheme://host with an optional port; a star stands for any part of it.
-_PATTERN = re.compile(r"\*|[a-z*][a-z0-9+.*-]*://[a-z0-9.*_\[\]:-]*\Z", re.IGNORECASE)
+_PATTERN = re.compile(r"\*|[a-z*][a-z0-9+.*-]*://[a-z0-9.*_\[\]:-]+/?\Z", re.IGNORECASE)
 
 
 def check_patterns(patterns: Iterable[str]) -> None:

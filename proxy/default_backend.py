@@ -27,18 +27,20 @@ def meant_url(text: str, port: int = 0) -> str:
 
     `port` is for a text that names none. An address to listen on (0.0.0.0) means this machine. Raises ValueError.
     """
-    text = text.strip().strip("\"'").rstrip("/")
+    text = text.strip().strip("\"'")
     if not _SCHEME.match(text):
         bare = f"[{text}]" if text.count(":") > 1 and not text.startswith("[") else text
         text = f"http://{bare}"
         port = port or OLLAMA_PORT
     parts = urlsplit(text)
     given = parts.port  # raises ValueError
-    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(parts.hostname or "", parts.hostname or "")  # noqa: S104
-    if parts.username or parts.password or parts.path or parts.query or parts.fragment:
+    host = parts.hostname or ("127.0.0.1" if given is not None else "")
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    if parts.username or parts.password or parts.path not in ("", "/") or parts.query or parts.fragment:
         return normalise_backend_url(text)  # which says what to leave out
     shown = f"[{host}]" if ":" in host else host
-    suffix = f":{given or port}" if given or port else ""
+    chosen = port or None if given is None else given
+    suffix = "" if chosen is None else f":{chosen}"
     return normalise_backend_url(f"{parts.scheme}://{shown}{suffix}")
 
 
