@@ -206,6 +206,13 @@ def number(name: str, value: Any) -> Any:
     raise BadRequest(f'"{name}" must be a number')
 
 
+def small_number(name: str, value: Any) -> Any:
+    """A number that fits Go's float32."""
+    if number(name, value) is not None and abs(value) > 3.4028234e38:
+        raise BadRequest(f'"{name}" is out of range')
+    return value
+
+
 def obj(name: str, value: Any) -> Any:
     if value is not None and not isinstance(value, dict):
         raise BadRequest(f'"{name}" must be an object')
@@ -221,6 +228,17 @@ def array(name: str, value: Any) -> Any:
 def texts(name: str, value: Any) -> Any:
     if value is not None and not (isinstance(value, list) and all(type(item) is str for item in value)):
         raise BadRequest(f'"{name}" must be a list of strings')
+    return value
+
+
+def text_or_texts(name: str, value: Any) -> Any:
+    return value if isinstance(value, str) else texts(name, value)
+
+
+def top_logprobs(name: str, value: Any) -> Any:
+    value = integer(name, value)
+    if value is not None and not 0 <= value <= 20:
+        raise BadRequest("top_logprobs must be between 0 and 20")
     return value
 
 

@@ -82,6 +82,7 @@ class Call:
         "path",
         "path_key",
         "price",
+        "prompt_bytes",
         "queue_seconds",
         "reservation",
         "route",
@@ -132,6 +133,7 @@ class Call:
         self.meter: Meter | None = None
 
         self.bytes_in = 0
+        self.prompt_bytes = 0  # what the prompt is estimated by: four bytes are a token
         self.bytes_out = 0
         self.status = 0
         self.outcome = ""

@@ -189,7 +189,7 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
         headers: Headers = [
             (b"content-type", kind),
             (b"content-length", b"%d" % len(body)),
-            (b"x-request-id", call.id.encode()),
+            *((name, call.id.encode()) for name in call.dialect.id_headers),
             *header_rules.SAFETY,
         ]
         if call.adjusted:
@@ -205,17 +205,19 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
                 await client.end(call.dialect.stream_error(*arguments))
             # A unary answer that broke off cannot say so: left without its end, the server closes the connection.
             return
-        body = call.dialect.error(*arguments)
+        body = call.dialect.error(*arguments, refusal.said)
         headers: Headers = [
             (b"content-type", JSON),
             (b"content-length", b"%d" % len(body)),
-            (b"x-request-id", call.id.encode()),
+            *((name, call.id.encode()) for name in call.dialect.id_headers),
             (b"x-gateway-error", refusal.code.encode()),
             *header_rules.SAFETY,
             *refusal.headers.items(),
         ]
         if refusal.retry_after is not None:
             headers.append((b"retry-after", b"%d" % max(-(-refusal.retry_after // 1), 1)))
+        if not refusal.may_be_retried:
+            headers.append((b"x-should-retry", b"false"))
         call.headers_sent = True
         await client.start(refusal.status, headers)
         await client.end(b"" if call.method == "HEAD" else body)

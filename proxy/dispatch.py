@@ -5,8 +5,6 @@ import logging
 import time
 from datetime import UTC, datetime
 
-import orjson
-
 from proxy import headers as header_rules
 from proxy import metrics
 from proxy.call import Call
@@ -68,12 +66,13 @@ class Dispatch:
         self.client = client
         self.prices = runtime.rules().tables.prices
         self.row: Row = []
+        self.content_type = b""  # of the request upstream
         self.settled = False
 
     async def run(self, request: Request) -> Refusal | None:
         """Returns the refusal that the client is still owed, if any. Raises Refusal where nothing was admitted."""
         call = self.call
-        payload = orjson.dumps(request)
+        payload = self._written(request)
         self.row = self._admit()
         call.task = asyncio.current_task()
         self.runtime.began(call)
@@ -99,12 +98,19 @@ class Dispatch:
             self.runtime.ended(call)
         return None if call.interruption is Interruption.CLIENT_GONE else refusal
 
+    def _written(self, request: Request) -> bytes:
+        """The body for the backend."""
+        assert self.call.route is not None
+        assert self.call.route.endpoint is not None
+        self.content_type, payload = self.call.route.endpoint.written(request)
+        return payload
+
     def _admit(self) -> Row:
         """Reserves against all limits and opens the record, or neither."""
         call, runtime = self.call, self.runtime
         assert call.key is not None
         assert call.model is not None
-        prompt = -(-call.bytes_in // 4)
+        prompt = -(-call.prompt_bytes // 4)
         self._choose_price("")
         cost = cost_nano(call.price, prompt, call.output_cap, 0) if call.price else 0
         call.reservation = runtime.limits.reserve(
@@ -161,13 +167,13 @@ class Dispatch:
         call.attempts += 1
         call.dispatched_at = time.monotonic()
         # Until there is an answer to read: if the call ends now, the prompt may have been worked on.
-        call.meter = Meter(_nothing_reported, len(payload))
+        call.meter = Meter(_nothing_reported, call.prompt_bytes)
         call.expect_within(self._patience(), Interruption.FIRST_BYTE)
         try:
             answer = await state.pool.exchange(self._request(state, payload))
             try:
                 if answer.status == 200:
-                    await self._pass_on(state, answer, len(payload))
+                    await self._pass_on(state, answer)
                     return True
                 call.meter = None
                 return await self._unserved(state, answer, tried)
@@ -179,7 +185,8 @@ class Dispatch:
             fleet.failed(state, str(exc))
             if self._may_go_elsewhere(tried):
                 return False
-            raise BadGateway("backend_unreachable", f"The backend cannot be reached. Our id is {call.id}.") from None
+            message = f"The backend cannot be reached. Our id is {call.id}."
+            raise BadGateway("backend_unreachable", message, retry_after=2) from None
         except BackendFault as exc:
             logger.warning("Backend %s failed %s: %s", state.name, call.id, exc)
             fleet.failed(state, str(exc))
@@ -198,9 +205,10 @@ class Dispatch:
         assert call.route is not None
         hops = client.header(header_rules.LOOP_MARKER)
         marker = self.runtime.instance if hops is None else hops + b"," + self.runtime.instance
-        head = b"%b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n" % (
+        head = b"%b HTTP/1.1\r\nhost: %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n" % (
             call.route.upstream,
             state.host,
+            self.content_type,
             len(payload),
         )
         ours = b"accept-encoding: identity\r\nx-request-id: %b\r\n%b: %b\r\n" % (
@@ -211,7 +219,7 @@ class Dispatch:
         credential = b"%b: %b\r\n" % state.backend.credential if state.backend.credential else b""
         return head + header_rules.towards_backend(client.headers) + ours + credential + b"\r\n", payload
 
-    async def _pass_on(self, state: BackendState, answer: Answer, prompt_bytes: int) -> None:
+    async def _pass_on(self, state: BackendState, answer: Answer) -> None:
         call = self.call
         assert call.model is not None
         assert call.route is not None
@@ -220,7 +228,8 @@ class Dispatch:
         call.model_digest = installed.digest if installed is not None else ""
         gap = self.runtime.configuration.gap_seconds
         relay = Relay(call, self.client, answer, self._headers(), gap, self._settle)
-        await relay.run(call.route.endpoint.meter(answer.header(b"content-type"), prompt_bytes, call.hides_usage))
+        endpoint, kind = call.route.endpoint, answer.header(b"content-type")
+        await relay.run(endpoint.meter(kind, call.prompt_bytes, call.hides_usage))
         if call.error in ("", "incomplete"):
             state.breaker.succeeded()
         else:
@@ -231,7 +240,7 @@ class Dispatch:
         call = self.call
         assert call.backend is not None
         headers = [
-            (b"x-request-id", call.id.encode()),
+            *((name, call.id.encode()) for name in call.dialect.id_headers),
             (b"x-gateway-backend", call.backend.name.encode("ascii", "replace")),
             (b"x-gateway-queue-ms", b"%d" % (call.queue_seconds * 1000)),
             *header_rules.SAFETY,
@@ -276,7 +285,7 @@ class Dispatch:
             self.runtime.fleet.failed(call.backend, reason.value)
         if reason is Interruption.CLIENT_GONE and not call.headers_sent:
             call.status = CLIENT_CLOSED_REQUEST
-        retry_after = 2.0 if kind is Unavailable else None
+        retry_after = 2.0 if kind is Unavailable and reason is not Interruption.CANCELLED else None
         return kind(reason.value, f"{message} Our id is {call.id}.", retry_after=retry_after)
 
     def _settle(self, refusal: Refusal | None = None) -> None:

@@ -19,7 +19,11 @@ BackendFault                what went wrong between us and a backend (upstream/)
 └── BrokenAnswer            not HTTP, cut short, or nothing we may pass on
 """
 
+from collections.abc import Mapping
 from enum import Enum
+from typing import Any
+
+LONGEST_WAIT_OF_SDKS = 60  # seconds
 
 
 class Refusal(Exception):
@@ -35,6 +39,17 @@ class Refusal(Exception):
         self.message = message
         self.retry_after = retry_after
         self.headers = headers or {}
+        self.said: Mapping[str, Any] = {}  # a backend's own error object
+
+    @property
+    def may_be_retried(self) -> bool:
+        """SDKs repeat 429 and 5xx by themselves, and wait a minute at most (ollama-api §8.2).
+
+        A failure that does not say when to come back would be met again, after the same work.
+        """
+        if self.retry_after is None:
+            return self.status < 500
+        return self.retry_after <= LONGEST_WAIT_OF_SDKS
 
 
 class BadRequest(Refusal):

@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import orjson
 
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 # A unary answer up to this size is held until it is whole, so that a broken one becomes a clean error.
 HELD_BYTES = 1 << 20
+# Of a larger one the end is held, which may name the model: longer than any name, and what follows it.
+TAIL_BYTES = 2048
 MAX_ERROR_TEXT = 4096
 # Lines beyond the cap before a stream is cut: with `format`, a thinking model generates twice (ollama-api §2.4).
 CEILING_FACTOR, CEILING_EXTRA = 2, 256
@@ -42,9 +45,10 @@ _PRIVATE = re.compile(
 class OwnRefusal(Refusal):
     """A backend's refusal of the client's fault, passed on with its text."""
 
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__("backend_refused", message)
+    def __init__(self, status: int, message: str, said: Mapping[str, Any], retry_after: float | None) -> None:
+        super().__init__("backend_refused", message, retry_after=retry_after)
         self.status = status
+        self.said = said
 
 
 def scrubbed(text: str) -> str:
@@ -58,9 +62,10 @@ async def refusal_of(answer: Answer, call: Call) -> Refusal:
     raw = b""
     while len(raw) < MAX_ERROR_TEXT and (chunk := await answer.read()):
         raw += chunk
-    text = _error_text(raw[: 2 * MAX_ERROR_TEXT])
+    text, said = _error_in(raw[: 2 * MAX_ERROR_TEXT])
     if 400 <= answer.status < 500:
-        return OwnRefusal(answer.status, scrubbed(text))
+        wait = answer.header(b"retry-after")
+        return OwnRefusal(answer.status, scrubbed(text), said, int(wait) if wait.isdigit() and len(wait) < 9 else None)
     if answer.status == 508:
         return LoopDetected("loop", "The backends of this gateway lead back to itself. Check their addresses.")
     name = call.backend.name if call.backend else ""
@@ -98,14 +103,15 @@ def _without_private(line: bytes) -> tuple[str, bytes]:
     return str(error), prefix + go_json({"error": scrubbed(str(error))})
 
 
-def _error_text(raw: bytes) -> str:
+def _error_in(raw: bytes) -> tuple[str, Mapping[str, Any]]:
+    """(text, error object if there is one) of an error answer: Ollama's shape also comes on the routes of others."""
     try:
         error = orjson.loads(raw).get("error")
     except (orjson.JSONDecodeError, AttributeError):
-        return raw.decode("utf-8", "replace").strip()
-    if isinstance(error, dict):
-        error = error.get("message")
-    return error if isinstance(error, str) else raw.decode("utf-8", "replace").strip()
+        error = None
+    said = error if isinstance(error, dict) else {}
+    text = said.get("message") if said else error
+    return text if isinstance(text, str) else raw.decode("utf-8", "replace").strip(), said
 
 
 def _renaming(call: Call) -> tuple[bytes, bytes] | None:
@@ -135,6 +141,7 @@ class Relay:
         self.gap_seconds = gap_seconds
         self.before_end = before_end
         self.renaming = _renaming(call)
+        self.names_at_end = False  # as OpenAI's embeddings do, after megabytes of vectors
 
     def run(self, meter: Meter) -> Awaitable[None]:
         """Relays to the end; sets the call's outcome."""
@@ -235,10 +242,10 @@ class Relay:
             held += meter.feed(chunk)
             if call.headers_sent or len(held) > HELD_BYTES:
                 if not call.headers_sent:
-                    held = self._begun(held)
+                    held = self._named(held)
                     await self._start()
-                await self._write(bytes(held))
-                held.clear()
+                await self._write(bytes(held[:-TAIL_BYTES]))
+                del held[:-TAIL_BYTES]
             call.expect_within(self.gap_seconds, Interruption.GAP)
         meter.finish()
         if not meter.whole:
@@ -248,14 +255,21 @@ class Relay:
         call.outcome = "ok" if meter.complete else "failed"
         call.error = "" if meter.complete else "incomplete"
         if not call.headers_sent:
-            held = self._begun(held)
+            held = self._named(held)
             self.headers.append((b"content-length", b"%d" % len(held)))
             await self._start()
+        elif self.names_at_end:
+            held = self._named(held)
         await self._end(bytes(held))
 
-    def _begun(self, held: bytearray) -> bytearray:
-        """The beginning of an answer in one piece, where the model's name stands."""
-        return held if self.renaming is None else bytearray(self._renamed(bytes(held)))
+    def _named(self, held: bytearray) -> bytearray:
+        """The piece of an answer in which the model's name stands, with the name that the client asked by."""
+        if self.renaming is None:
+            return held
+        if self.names_at_end:
+            return held.replace(*self.renaming, 1)
+        self.names_at_end = held.startswith(b'{"object":"list"')
+        return bytearray(self._renamed(bytes(held)))
 
     async def _start(self) -> None:
         self.call.status = 200

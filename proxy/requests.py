@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from proxy import body
+from proxy import body, expansion
 from proxy import headers as header_rules
 from proxy.admission import NO_DEFAULT_MODEL, resolve_model
 from proxy.call import Call
@@ -23,11 +23,12 @@ async def read_request(
     assert call.route.endpoint is not None
     assert call.key is not None
     endpoint = call.route.endpoint
-    encoding = client.header(b"content-encoding")
-    if encoding is not None and encoding.strip().lower() != b"identity":
-        raise UnsupportedEncoding("unsupported_encoding", "Send the body without Content-Encoding.")
+    compressed = client.header(b"content-encoding") is not None and _is_compressed(client, endpoint)
     raw = await client.body(configuration.max_body_bytes)
     call.bytes_in = len(raw)
+    if compressed:
+        raw = await _expanded(raw, min(expansion.MAX_EXPANDED, configuration.max_body_bytes))
+    call.prompt_bytes = len(raw)
     if len(raw) <= body.COUNTED_ABOVE:
         request = body.read(raw, endpoint.schema)
     else:
@@ -39,8 +40,30 @@ async def read_request(
     request["model"] = call.model.served.upstream
     call.stream = endpoint.wants_stream(request)
     _note_client(call, client)
+    call.end_user = call.end_user or header_rules.stored_text(endpoint.end_user(request), 128)
     _govern(call, request, endpoint, snapshot, configuration)
     return request
+
+
+def _is_compressed(client: Client, endpoint: Endpoint) -> bool:
+    """Whether the body is to be expanded. Raises UnsupportedEncoding for all that Ollama would not, or twice (J9)."""
+    given = [value.strip().lower() for name, value in client.headers if name == b"content-encoding"]
+    if given == [b"zstd"] and endpoint.takes_zstd:
+        return True
+    if given == [b"identity"]:
+        return False
+    advice = "Send the body without Content-Encoding" + (" or in zstd, once." if endpoint.takes_zstd else ".")
+    raise UnsupportedEncoding("unsupported_encoding", advice)
+
+
+async def _expanded(raw: bytes, limit: int) -> bytes:
+    """Other calls go on between the slices of a large body."""
+    pieces: list[bytes] = []
+    for piece in expansion.expanding(raw, limit):
+        pieces.append(piece)
+        if len(piece) == expansion.SLICE:
+            await asyncio.sleep(0)
+    return b"".join(pieces)
 
 
 async def _name_model(call: Call, snapshot: Snapshot, fleet: Fleet, asked: Any) -> None:

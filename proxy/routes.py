@@ -74,6 +74,11 @@ _ROUTES: list[Route] = [
     _post("/api/generate", Kind.GENERATION, missing_model=_NOT_FOUND),
     _post("/api/embed", Kind.EMBEDDING, missing_model=_NOT_FOUND, unknown_model=_PULL_FIRST),
     _post("/api/embeddings", Kind.EMBEDDING, unknown_model=_PULL_FIRST),
+    _post("/v1/chat/completions", Kind.GENERATION),
+    _post("/v1/completions", Kind.GENERATION, missing_model=_NOT_FOUND),
+    _post("/v1/embeddings", Kind.EMBEDDING, missing_model=_NOT_FOUND, unknown_model=_PULL_FIRST),
+    _post("/v1/responses", Kind.GENERATION),
+    _post("/v1/messages", Kind.GENERATION),
 ]
 
 

@@ -1,10 +1,16 @@
-"""Anthropic-compatible errors (ollama-api §4.1)."""
+"""Anthropic's dialect as Ollama speaks it: messages and errors (ollama-api §2.9, §4.1). Pure."""
 
 from collections.abc import Mapping
+from typing import Any
 
-from proxy.dialects.base import Endpoint, go_json
+import orjson
 
-ENDPOINTS: Mapping[str, Endpoint] = {}
+from proxy import body
+from proxy.body import Schema
+from proxy.dialects import openai, web_search
+from proxy.dialects.base import NOTHING, Endpoint, Governed, Pin, Request, Usage, go_json
+from proxy.errors import BadRequest
+from proxy.metering import AnswerMeter, EventForm, EventMeter, Meter
 
 _TYPES = {
     400: "invalid_request_error",
@@ -18,10 +24,133 @@ _TYPES = {
 }
 
 
+# Fields
+
+
+def content(name: str, value: Any) -> Any:
+    return value if isinstance(value, str) else body.list_of(BLOCK)(name, value)
+
+
+def result(name: str, value: Any) -> Any:
+    """The content of a tool's result: a text or blocks; of a search that failed, one object."""
+    return value if isinstance(value, dict) else content(name, value)
+
+
+_SOURCE = Schema(dict.fromkeys(("type", "media_type", "data", "url"), body.text))
+BLOCK = Schema(
+    {
+        **dict.fromkeys(("type", "text", "id", "name", "tool_use_id", "thinking", "signature"), body.text),
+        "source": body.nested(_SOURCE),
+        "content": result,
+        "is_error": body.boolean,
+    }
+)
+MESSAGE = Schema({"role": body.text, "content": content})
+TOOL = Schema(
+    {
+        **dict.fromkeys(("type", "name", "description"), body.text),
+        "input_schema": body.obj,
+        "max_uses": body.integer,
+    }
+)
+REQUEST = Schema(
+    {
+        "model": body.text,
+        **dict.fromkeys(openai.OF_OLLAMA, body.anything),
+        "max_tokens": body.integer,
+        "messages": body.list_of(MESSAGE),
+        "system": content,
+        "stream": body.boolean,
+        "temperature": body.number,
+        "top_p": body.number,
+        "top_k": body.integer,
+        "stop_sequences": body.texts,
+        "tools": body.list_of(TOOL),
+        "thinking": body.nested(Schema({"type": body.text, "budget_tokens": body.integer})),
+        "output_config": body.nested(Schema({"effort": body.text})),
+        "tool_choice": body.nested(
+            Schema({"type": body.text, "name": body.text, "disable_parallel_tool_use": body.boolean})
+        ),
+        "metadata": body.nested(Schema({"user_id": body.text})),
+    }
+)
+
+
+# Policy
+
+
+def govern(request: Request, pin: Pin) -> Governed:
+    asked = request.get("max_tokens")
+    if not asked or asked < 0:
+        raise BadRequest("max_tokens is required and must be positive")
+    if not request.get("messages"):
+        raise BadRequest("messages is required")
+    changed = openai.without_native(request)
+    web_search.strip(request, pin, changed)
+    return Governed(openai.write_cap(request, "max_tokens", asked, pin, changed), changed)
+
+
+def end_user(request: Request) -> str:
+    return (request.get("metadata") or {}).get("user_id") or ""
+
+
+# Counts
+
+
+def usage(answer: dict[str, Any]) -> Usage:
+    """Of a message, or of the event message_delta; what message_start says is a guess."""
+    reported = answer.get("usage")
+    counts = reported if isinstance(reported, dict) else {}
+    done = bool(answer.get("stop_reason"))
+    return Usage(done, counts.get("input_tokens"), counts.get("output_tokens"), error=answer.get("error"))
+
+
+def generated(answer: dict[str, Any]) -> int:
+    """Bytes of what was generated in an answer in one piece."""
+    blocks = answer.get("content")
+    size = 0
+    for block in blocks if isinstance(blocks, list) else ():
+        if isinstance(block, dict):
+            texts = (block.get("text"), block.get("thinking"))
+            size += sum(len(text.encode()) for text in texts if isinstance(text, str))
+            size += len(orjson.dumps(block["input"])) if block.get("input") else 0
+    return size
+
+
+EVENTS = EventForm(
+    token=b"event: content_block_delta\n",
+    reporting=(b"event: message_delta\n",),
+    last=(b"event: message_stop\n",),
+    usage=usage,
+)
+
+
+def _meter(content_type: bytes, prompt_bytes: int, hides_usage: bool) -> Meter:
+    if b"event-stream" in content_type:
+        return EventMeter(EVENTS, prompt_bytes)
+    return AnswerMeter(usage, prompt_bytes, generated)
+
+
+ENDPOINTS: Mapping[str, Endpoint] = {
+    "/v1/messages": Endpoint(
+        schema=REQUEST,
+        govern=govern,
+        meter=_meter,
+        wants_stream=openai.wants_stream,
+        end_user=end_user,
+        takes_zstd=True,
+    )
+}
+
+
+# Errors
+
+
 class Anthropic:
     name = "anthropic"
+    id_headers: tuple[bytes, ...] = (b"x-request-id", b"request-id")
 
-    def error(self, status: int, code: str, message: str, request_id: str) -> bytes:
+    def error(self, status: int, code: str, message: str, request_id: str, said: Mapping[str, Any] = NOTHING) -> bytes:
         kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
         return go_json({"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id})
 

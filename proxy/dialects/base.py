@@ -1,6 +1,6 @@
 """What each dialect must be able to say, and what is known of each of its endpoints."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -14,11 +14,15 @@ Request = dict[str, Any]
 """A body: decoded, checked and in Ollama's spelling."""
 
 
+NOTHING: Mapping[str, Any] = {}
+
+
 class Dialect(Protocol):
     name: str
+    id_headers: tuple[bytes, ...]  # what its clients look for the request id in
 
-    def error(self, status: int, code: str, message: str, request_id: str) -> bytes:
-        """The body of an error answer, application/json."""
+    def error(self, status: int, code: str, message: str, request_id: str, said: Mapping[str, Any] = NOTHING) -> bytes:
+        """The body of an error answer, application/json. `said`: the error object of a backend, where there is one."""
 
     def stream_error(self, status: int, code: str, message: str, request_id: str) -> bytes:
         """What ends a stream that cannot go on, as the next bytes of that stream."""
@@ -60,6 +64,10 @@ class Pin:
     may_unload: bool = False
     may_use_cloud: bool = False
 
+    def capped(self, asked: int | None) -> int:
+        """The tokens that a call may generate. To Ollama 0 and below are "unbounded": they name no cap."""
+        return min(asked if asked is not None and asked > 0 else self.output_default, self.output_cap)
+
 
 class Governed(NamedTuple):
     """What became of a request under policy."""
@@ -74,6 +82,14 @@ def no_stream(request: Request) -> bool:
     return False
 
 
+def nobody(request: Request) -> str:
+    return ""
+
+
+def in_json(request: Request) -> tuple[bytes, bytes]:
+    return b"application/json", orjson.dumps(request)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """How the calls of one endpoint are read, governed and metered."""
@@ -86,3 +102,6 @@ class Endpoint:
     wants_stream: Callable[[Request], bool] = no_stream
     unloads: Callable[[Request], bool] = no_stream  # asks for nothing but that the model be unloaded
     names: tuple[str, ...] = ("model",)  # the fields that may name the model
+    takes_zstd: bool = False  # whether Ollama takes compressed requests there
+    end_user: Callable[[Request], str] = nobody  # whom the app says it calls for; unverified
+    written: Callable[[Request], tuple[bytes, bytes]] = in_json  # (content type, body) of the request upstream

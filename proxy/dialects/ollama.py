@@ -6,7 +6,7 @@ from typing import Any
 
 from proxy import body
 from proxy.body import Schema
-from proxy.dialects.base import Endpoint, Governed, Pin, Request, Usage, go_json
+from proxy.dialects.base import NOTHING, Endpoint, Governed, Pin, Request, Usage, go_json
 from proxy.errors import BadRequest
 from proxy.metering import AnswerMeter, EmbeddingMeter, LineMeter, Meter, NothingToMeter
 
@@ -31,13 +31,17 @@ OPTIONS = Schema(
     }
 )
 
+FUNCTION = Schema({"name": body.text, "description": body.text, "parameters": body.obj})
+TOOL = Schema({"type": body.text, "function": body.nested(FUNCTION)})
+_CALLED = Schema({"index": body.integer, "name": body.text, "arguments": body.obj})
+TOOL_CALL = Schema({"id": body.text, "function": body.nested(_CALLED)})
 MESSAGE = Schema(
     {
         "role": body.text,
         "content": body.text,
         "thinking": body.text,
         "images": body.texts,
-        "tool_calls": body.array,
+        "tool_calls": body.list_of(TOOL_CALL),
         "tool_name": body.text,
         "tool_call_id": body.text,
     }
@@ -62,17 +66,6 @@ def output_format(name: str, value: Any) -> Any:
     raise BadRequest(f'"{name}" must be "json" or a JSON schema')
 
 
-def top_logprobs(name: str, value: Any) -> Any:
-    value = body.integer(name, value)
-    if value is not None and not 0 <= value <= 20:
-        raise BadRequest("top_logprobs must be between 0 and 20")
-    return value
-
-
-def texts_or_text(name: str, value: Any) -> Any:
-    return value if isinstance(value, str) else body.texts(name, value)
-
-
 _COMMON = {
     "model": body.text,
     "keep_alive": keep_alive,
@@ -86,10 +79,10 @@ _GENERATION = {
     "think": think,
     "shift": body.boolean,
     "logprobs": body.boolean,
-    "top_logprobs": top_logprobs,
+    "top_logprobs": body.top_logprobs,
     "_debug_render_only": body.boolean,
 }
-CHAT = Schema({**_GENERATION, "messages": body.list_of(MESSAGE), "tools": body.array})
+CHAT = Schema({**_GENERATION, "messages": body.list_of(MESSAGE), "tools": body.list_of(TOOL)})
 GENERATE = Schema(
     {
         **_GENERATION,
@@ -99,7 +92,7 @@ GENERATE = Schema(
         "context": body.integers,
     }
 )
-EMBED = Schema({**_COMMON, "input": texts_or_text, "dimensions": body.integer})
+EMBED = Schema({**_COMMON, "input": body.text_or_texts, "dimensions": body.integer})
 EMBEDDINGS = Schema({**_COMMON, "prompt": body.text})
 SHOW = Schema(
     {
@@ -177,8 +170,7 @@ def _pinned_options(asked: dict[str, Any], pin: Pin, changed: list[str]) -> dict
 
 def _capped_output(options: dict[str, Any], pin: Pin, changed: list[str]) -> int:
     asked = options.get("num_predict")
-    # 0 means "unbounded" to Ollama, and so do negative numbers.
-    cap = min(asked, pin.output_cap) if asked is not None and asked > 0 else min(pin.output_default, pin.output_cap)
+    cap = pin.capped(asked)
     if cap != asked:
         options["num_predict"] = cap
         changed.append(f"options.num_predict={cap}")
@@ -254,8 +246,9 @@ ENDPOINTS: Mapping[str, Endpoint] = {
 
 class Ollama:
     name = "ollama"
+    id_headers: tuple[bytes, ...] = (b"x-request-id",)
 
-    def error(self, status: int, code: str, message: str, request_id: str) -> bytes:
+    def error(self, status: int, code: str, message: str, request_id: str, said: Mapping[str, Any] = NOTHING) -> bytes:
         # Always a string: ollama-js and the CLI insist on it.
         return go_json({"error": message})
 

@@ -38,7 +38,8 @@ def opened(call: Call, currency: str) -> Row:
         "", call.asked, model.served.canonical, "",
         route.path, call.dialect.name, call.stream, 0, "interrupted", "interrupted", 0,
         0, 0, 0, 0, 0, 0, 0,
-        -(-call.bytes_in // 4), 0, True, call.bytes_in, 0, str(call.address) if call.address else None, call.user_agent,
+        -(-call.prompt_bytes // 4), 0, True, call.bytes_in, 0,
+        str(call.address) if call.address else None, call.user_agent,
         call.price.id if call.price else None, None, currency,
     ]  # fmt: skip
 

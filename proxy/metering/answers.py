@@ -1,5 +1,6 @@
 """Answers in one piece."""
 
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -8,13 +9,27 @@ from proxy.errors import BrokenAnswer
 from proxy.metering.base import MAX_LINE, MAX_TOKENS, Meter, ReadUsage
 
 
+def native_text(answer: dict[str, Any]) -> int:
+    """Bytes of what was generated in an answer of Ollama's own dialect."""
+    message = answer.get("message")
+    source = message if isinstance(message, dict) else answer
+    texts = [source.get("content"), source.get("response"), source.get("thinking")]
+    size = sum(len(text.encode()) for text in texts if isinstance(text, str))
+    tools = source.get("tool_calls")
+    return size + len(orjson.dumps(tools)) if tools else size
+
+
 class AnswerMeter(Meter):
     """A unary JSON answer."""
 
-    __slots__ = ("_raw",)
+    __slots__ = ("_raw", "_text_bytes")
 
-    def __init__(self, read_usage: ReadUsage, prompt_bytes: int, reports: bool = True) -> None:
-        super().__init__(read_usage, prompt_bytes, reports)
+    def __init__(
+        self, read_usage: ReadUsage, prompt_bytes: int, text_bytes: Callable[[dict[str, Any]], int] = native_text
+    ) -> None:
+        """`text_bytes`: the size of what was generated, in a whole answer."""
+        super().__init__(read_usage, prompt_bytes)
+        self._text_bytes = text_bytes
         self._raw = bytearray()
 
     def feed(self, chunk: bytes) -> bytes:
@@ -40,17 +55,7 @@ class AnswerMeter(Meter):
         # What was generated is only weighed where the backend does not say.
         reported = usage.completion_tokens
         can_be = type(reported) is int and 0 < reported <= MAX_TOKENS
-        self.counted = reported if can_be else -(-text_bytes(answer) // 4)
-
-
-def text_bytes(answer: dict[str, Any]) -> int:
-    """Size of what was generated in a native answer."""
-    message = answer.get("message")
-    source = message if isinstance(message, dict) else answer
-    texts = [source.get("content"), source.get("response"), source.get("thinking")]
-    size = sum(len(text.encode()) for text in texts if isinstance(text, str))
-    tools = source.get("tool_calls")
-    return size + len(orjson.dumps(tools)) if tools else size
+        self.counted = reported if can_be else -(-self._text_bytes(answer) // 4)
 
 
 class EmbeddingMeter(Meter):
@@ -77,9 +82,11 @@ class EmbeddingMeter(Meter):
         return chunk
 
     def finish(self) -> None:
-        # Numbers only stand between the brackets, so the last one closes the last vector.
+        # Counts only stand behind the last bracket. Before it, where it closes no empty list, is a vector (Ollama) or
+        # an object that holds one (OpenAI).
         before, _, after = self._tail.rpartition(b"]")
-        self._vectors = before.rstrip(b"] \r\n\t")[-1:].isdigit()
+        last = before.rstrip(b"] \r\n\t")[-1:]
+        self._vectors = last.isdigit() or last == b"}"
         after = after.strip()
         if self._head != b"{" or not after.endswith(b"}"):
             return

@@ -9,22 +9,27 @@ from proxy.errors import BrokenAnswer
 from proxy.metering.base import MAX_LINE, ReadUsage, StreamMeter
 
 _USAGE = b'"usage":{'
+_ERROR = b'data: {"error":'
 
 
 @dataclass(frozen=True, slots=True)
 class EventForm:
-    """How the events of one endpoint tell what a call used. Quotes within JSON texts are escaped: these are keys."""
+    """How the events of one endpoint tell what a call used.
+
+    What is searched for cannot stand within a text: in JSON texts quotes and line breaks are escaped.
+    """
 
     token: bytes  # stands once in each event that carries about one token
-    reporting: bytes  # how an event begins that reports the usage of the whole call
-    last: bytes  # how the event begins that ends the stream
-    usage: ReadUsage  # of the data of the reporting event
+    reporting: tuple[bytes, ...]  # how the events begin that report the usage of the whole call; the last one counts
+    last: tuple[bytes, ...]  # how the event begins that ends the stream
+    usage: ReadUsage  # of the data of a reporting event
+    blank: bytes = b""  # stands in an event that has a token's form and carries none
 
 
 class EventMeter(StreamMeter):
     """A stream of events, each ended by a blank line. One without it was cut, and is not passed on."""
 
-    __slots__ = ("_event", "_form", "_hides_usage", "_last", "_report")
+    __slots__ = ("_event", "_failure", "_form", "_hides_usage", "_last", "_report")
 
     def __init__(self, form: EventForm, prompt_bytes: int, *, hides_usage: bool = False) -> None:
         """`hides_usage`: the client did not ask for the usage that the gateway asked for."""
@@ -32,17 +37,29 @@ class EventMeter(StreamMeter):
         self._form = form
         self._hides_usage = hides_usage
         self._event = bytearray()  # the event that has no end yet
-        self._last = b""
+        self._last = b""  # the last whole event that is no comment
         self._report = b""
+        self._failure = b""  # an event that says what went wrong
 
     def feed(self, chunk: bytes) -> bytes:
+        if b"\r" in chunk:
+            # JSON escapes its own: these end lines, in another way than ours.
+            chunk = chunk.replace(b"\r", b"")
         if self._event or not chunk.endswith(b"\n\n"):
             chunk = self._whole_events(chunk)
         if not chunk:
             return chunk
-        self.counted += chunk.count(self._form.token)
-        end = len(chunk) - 2
-        self._last = chunk[chunk.rfind(b"\n\n", 0, end) + 2 :] if b"\n\n" in chunk[:end] else chunk
+        form = self._form
+        self.counted += chunk.count(form.token)
+        if form.blank and form.blank in chunk:
+            self.counted -= chunk.count(form.blank)
+        # Most chunks are one whole event.
+        if chunk.find(b"\n\n") == len(chunk) - 2 and chunk[0] not in b":\n":
+            self._last = chunk
+        else:
+            self._note_last(chunk)
+        if _ERROR in chunk:
+            self._failure = chunk[chunk.rfind(_ERROR) :].partition(b"\n\n")[0]
         if _USAGE in chunk:
             return self._reported(chunk)
         return chunk
@@ -59,6 +76,13 @@ class EventMeter(StreamMeter):
         del self._event[:end]
         return events
 
+    def _note_last(self, chunk: bytes) -> None:
+        for event in reversed(chunk.split(b"\n\n")):
+            event = event.lstrip(b"\n")
+            if event and not event.startswith(b":"):
+                self._last = event
+                return
+
     def _reported(self, chunk: bytes) -> bytes:
         """Notes the latest report of usage; takes it out where the client did not ask for it."""
         events = [event + b"\n\n" for event in chunk[:-2].split(b"\n\n")]
@@ -72,14 +96,14 @@ class EventMeter(StreamMeter):
         return b"".join(events) if self._hides_usage else chunk
 
     def finish(self) -> None:
-        said = data_of(self._last)
+        said = data_of(self._failure or self._last)
         error = said.get("error")
-        if error is None and self._last.startswith(b"event: response.failed\n"):
+        if error is None and self._last.startswith((b"event: response.failed\n", b"event: error\n")):
             response = said.get("response")
-            error = (response.get("error") if isinstance(response, dict) else None) or "failed"
+            error = (response.get("error") if isinstance(response, dict) else said.get("message")) or "failed"
         if error:
             self.error = str(error.get("message", error) if isinstance(error, dict) else error)[:4096]
-        elif not self._event:
+        else:
             self.complete = self._last.startswith(self._form.last)
         if self._report:
             self._usage = self.read_usage(data_of(self._report))
@@ -99,7 +123,9 @@ def data_of(event: bytes) -> dict[str, object]:
 def _without_usage(event: bytes) -> bytes:
     """An OpenAI event as it would have been had nobody asked for usage; the one that only reports it is dropped."""
     said = data_of(event)
-    if not said or said.get("choices") == []:
+    if not said:
+        return event
+    if said.get("choices") == []:
         return b""
-    del said["usage"]
+    said.pop("usage", None)
     return b"data: " + go_json(said) + b"\n\n"

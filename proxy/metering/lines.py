@@ -3,7 +3,7 @@
 import orjson
 
 from proxy.errors import BrokenAnswer
-from proxy.metering.answers import text_bytes
+from proxy.metering.answers import native_text
 from proxy.metering.base import MAX_LINE, ReadUsage, StreamMeter
 
 
@@ -67,6 +67,6 @@ class LineMeter(StreamMeter):
             self.counted -= 1
         elif usage.done and "done" in final:
             # The final line carries counts; text only where the answer is one line.
-            self.counted += -(-text_bytes(final) // 4) - 1
+            self.counted += -(-native_text(final) // 4) - 1
             self.complete = True
             self._usage = usage

@@ -28,7 +28,7 @@ def make_call(**fields):
     call.route = ROUTES[b"/api/chat"]["POST"]
     call.key = SimpleNamespace(id=3, name="key", tenant_id=1, tenant_name="acme", user_id=2, user_name="alice")
     call.model = SimpleNamespace(served=SimpleNamespace(canonical="llama3.2:latest"))
-    call.asked, call.stream, call.bytes_in = "llama3.2", True, 41
+    call.asked, call.stream, call.bytes_in, call.prompt_bytes = "llama3.2", True, 41, 41
     for name, content in fields.items():
         setattr(call, name, content)
     return call
