@@ -56,11 +56,17 @@ class Gateway:
         self.database_url = database_url
         self.workers = workers
         self.alias = f"live-{directory.name}"
+        # Of `serve`, besides or instead of the port.
+        self.arguments: list[str] = []
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = directory / "gateway.log"
         self.env = {
-            **{name: value for name, value in os.environ.items() if name not in ("REDIS_URL",)},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if name not in ("PORT", "REDIS_URL") and not name.startswith("OLLAMA_")
+            },
             "DATA_DIR": str(directory),
             "DATABASE_URL": database_url,
             "KEY_PEPPER": PEPPER,
@@ -91,7 +97,9 @@ class Gateway:
             return ["-m", "daphne", "-v", "0", "-b", "127.0.0.1", "-p", port, "gateway_site.asgi:application"]
         if self.server == "runserver":
             return ["manage.py", "runserver", "--noreload", f"127.0.0.1:{port}"]
-        return ["manage.py", "serve", "--server", self.server, "--port", port, "--workers", str(self.workers)]
+        own = [] if "PORT" in self.env else ["--port", port]
+        serve = ["manage.py", "serve", "--server", self.server, "--workers", str(self.workers)]
+        return [*serve, *own, *self.arguments]
 
     def wait_until_ready(self, seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds
