@@ -550,9 +550,13 @@ def trusting(authority):
     return context
 
 
-async def tls_server(authority, answer, *names):
+async def tls_server(authority, answer, *names, asks=False):
+    """`asks`: for a certificate of the client's."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(*names).configure_cert(context)
+    if asks:
+        context.verify_mode = ssl.CERT_REQUIRED
+        authority.configure_trust(context)
 
     async def serve(reader, writer):
         try:
