@@ -1,5 +1,7 @@
 """Which headers pass, in both directions: allow-lists (threats P8-P10). Pure."""
 
+import hashlib
+import hmac
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -28,6 +30,11 @@ SAFETY: tuple[tuple[bytes, bytes], ...] = (
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
+
+
+def instance_mark(pepper: bytes) -> bytes:
+    """By which a gateway knows itself among its backends: the same in all processes, and telling nothing (N11)."""
+    return hmac.digest(pepper, b"instance", hashlib.sha256).hex()[:16].encode()
 
 
 def towards_backend(headers: Headers) -> bytes:

@@ -280,30 +280,30 @@ def _backends(using: str) -> dict[str, Any]:
     backends = []
     for row in BackendModel.objects.using(using).filter(archived_at=None).order_by("id"):
         try:
-            url = normalise_backend_url(row.url)
-            proxy_url = normalise_backend_url(row.proxy_url) if row.proxy_url else ""
+            backends.append(backend_of(row))
         except ValueError as exc:
             logger.error("Backend %s is left out: %s", row.name, exc)  # noqa: TRY400
-            continue
-        backends.append(
-            Backend(
-                id=row.id,
-                name=row.name,
-                url=url,
-                enabled=row.enabled,
-                slots=row.slots,
-                context_length=row.context_length,
-                transport=row.transport,
-                ca_certificates=row.ca_certificates,
-                credential=_credential(row),
-                client_certificate=row.client_certificate,
-                client_key=_unsealed(row, row.client_key_encrypted, "key of the client certificate"),
-                proxy_url=proxy_url,
-                proxy_credential=_proxy_credential(row),
-                http2=row.http2,
-            )
-        )
     return {"backends": tuple(backends)}
+
+
+def backend_of(row: BackendModel) -> Backend:
+    """Raises ValueError for an address that no backend may have (B14)."""
+    return Backend(
+        id=row.id,
+        name=row.name,
+        url=normalise_backend_url(row.url),
+        enabled=row.enabled,
+        slots=row.slots,
+        context_length=row.context_length,
+        transport=row.transport,
+        ca_certificates=row.ca_certificates,
+        credential=_credential(row),
+        client_certificate=row.client_certificate,
+        client_key=_unsealed(row, row.client_key_encrypted, "key of the client certificate"),
+        proxy_url=normalise_backend_url(row.proxy_url) if row.proxy_url else "",
+        proxy_credential=_proxy_credential(row),
+        http2=row.http2,
+    )
 
 
 def _credential(row: BackendModel) -> tuple[bytes, bytes] | None:
@@ -338,7 +338,12 @@ def _default_models(using: str) -> dict[str, Any]:
 
 
 def _policies(using: str) -> dict[str, Any]:
-    policies = [
+    return {"policies": policies(using)}
+
+
+def policies(using: str = "default") -> tuple[Policy, ...]:
+    """The first whose pattern fits a model counts."""
+    rows = [
         Policy(
             pattern=row.pattern,
             num_ctx=row.num_ctx,
@@ -348,7 +353,7 @@ def _policies(using: str) -> dict[str, Any]:
         )
         for row in ModelPolicy.objects.using(using).all()
     ]
-    return {"policies": ordered_policies(policies)}
+    return ordered_policies(rows)
 
 
 def _keep_alive(value: str) -> str | float | None:

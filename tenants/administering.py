@@ -1,18 +1,29 @@
 """Habits that the admin pages of all apps share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.admin.views.main import ChangeList
-from django.core.exceptions import ValidationError
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import Paginator
-from django.db.models import Model, QuerySet
-from django.http import HttpRequest
+from django.db import transaction
+from django.db.models import Count, IntegerField, Model, OuterRef, QuerySet, Subquery, Value
+from django.db.models.functions import Coalesce
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 
-from tenants import money
+from tenants import money, shown_once
+from tenants.announcements import rules_changed
+
+# Rows that a page which asks first names one by one.
+MOST_NAMED = 100
 
 
 class ReadOnlyAdmin(admin.ModelAdmin):
@@ -82,8 +93,11 @@ class Archived(admin.SimpleListFilter):
 class ArchivingAdmin(admin.ModelAdmin):
     """Deleting archives: usage records keep pointing at the row."""
 
-    what_archiving_does = ""
     actions = ["restore"]
+
+    def what_archiving_does_to(self, obj: Any) -> list[str]:
+        """What the page that asks first says of one row."""
+        raise NotImplementedError
 
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
         obj.archive()
@@ -93,12 +107,17 @@ class ArchivingAdmin(admin.ModelAdmin):
 
     def get_deleted_objects(
         self, objs: Sequence[Model], request: HttpRequest
-    ) -> tuple[list[str], dict[str, int], set[str], list[str]]:
+    ) -> tuple[list[Any], dict[str, int], set[str], list[str]]:
         """Nothing related goes with it, and nothing protects it."""
         allowed = self.has_delete_permission(request)
         denied = set() if allowed else {str(self.opts.verbose_name)}
         count = {str(self.opts.verbose_name_plural): len(objs)}
-        return [f"{obj}: {self.what_archiving_does}" for obj in objs], count, denied, []
+        named: list[Any] = []
+        for obj in objs[:MOST_NAMED]:
+            named += [str(obj), self.what_archiving_does_to(obj)]
+        if len(objs) > MOST_NAMED:
+            named.append(f"… and {len(objs) - MOST_NAMED} more")
+        return named, count, denied, []
 
     def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> tuple[Any, bool]:
         if request.path.endswith("/autocomplete/"):
@@ -106,9 +125,99 @@ class ArchivingAdmin(admin.ModelAdmin):
         return super().get_search_results(request, queryset, search_term)
 
     @admin.action(description="Restore selected %(verbose_name_plural)s", permissions=["delete"])
-    def restore(self, request: HttpRequest, queryset: QuerySet) -> None:
-        restored = queryset.exclude(archived_at=None).update(archived_at=None)
-        self.message_user(request, f"Restored {restored}.", messages.SUCCESS)
+    def restore(self, request: HttpRequest, queryset: QuerySet) -> HttpResponse | None:
+        return apply(self, request, queryset.exclude(archived_at=None), "Restored", archived_at=None)
+
+
+def badge(text: str, tone: str = "off") -> SafeString:
+    """A word for a state. `tone`: ok, warn, bad, off."""
+    return format_html('<span class="badge {}">{}</span>', tone, text)
+
+
+def plural(number: int, one: str, many: str = "") -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def counted(rows: Any, by: str) -> Coalesce:
+    """For annotate(): how many rows point at each of these by a foreign key."""
+    # A subquery: two joins would multiply each other's rows.
+    numbers = rows.order_by().filter(**{by: OuterRef("pk")}).values(by).annotate(number=Count("pk")).values("number")
+    return Coalesce(Subquery(numbers, output_field=IntegerField()), Value(0))
+
+
+# Actions.
+
+
+def ask(
+    model_admin: admin.ModelAdmin,
+    request: HttpRequest,
+    rows: QuerySet,
+    *,
+    title: str,
+    text: str,
+    button: str,
+    nothing: str,
+    detail: Callable[[Any], str] = lambda row: "",
+    danger: bool = False,
+) -> TemplateResponse | None:
+    """The page that asks before an action changes these rows; None when the person has said yes."""
+    if request.POST.get("confirmed"):
+        return None
+    named = [(row, detail(row)) for row in rows[: MOST_NAMED + 1]]
+    context = {
+        **model_admin.admin_site.each_context(request),
+        "opts": model_admin.opts,
+        "title": title,
+        "text": text,
+        "button": button,
+        "danger": danger,
+        "nothing": nothing,
+        "rows": named[:MOST_NAMED],
+        "more": rows.count() - MOST_NAMED if len(named) > MOST_NAMED else 0,
+        "action": request.POST["action"],
+        "across": request.POST.get("select_across", "0"),
+        "selected": request.POST.getlist(admin.helpers.ACTION_CHECKBOX_NAME),
+        "action_checkbox_name": admin.helpers.ACTION_CHECKBOX_NAME,
+        "media": model_admin.media,
+    }
+    return TemplateResponse(request, "admin/ask.html", context)
+
+
+def apply(model_admin: admin.ModelAdmin, request: HttpRequest, rows: QuerySet, what: str, **changes: Any) -> None:
+    """Changes the rows of an action, notes it in their history, and has all workers look at once."""
+    with transaction.atomic():
+        # By number: their state may be what they were found by.
+        found = model_admin.model._default_manager.filter(pk__in=list(rows.values_list("pk", flat=True)))
+        LogEntry.objects.log_actions(request.user.pk, found, CHANGE, f"{what}.")
+        count = found.update(**changes)
+        rules_changed()
+    model_admin.message_user(request, f"{what}: {count}.", messages.SUCCESS)
+
+
+# Secrets.
+
+
+def showing_secret(
+    model_admin: admin.ModelAdmin, request: HttpRequest, pk: int, template: str, title: str
+) -> HttpResponse:
+    """The page that a new secret is shown on, once."""
+    row = model_admin.get_object(request, str(pk))
+    if row is None or not (model_admin.has_view_permission(request, row) or model_admin.has_add_permission(request)):
+        raise PermissionDenied
+    context = {
+        **model_admin.admin_site.each_context(request),
+        "opts": model_admin.opts,
+        "title": title,
+        "row": row,
+        "secret": shown_once.take(request),
+    }
+    headers = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+    return shown_once.forget_cookie(TemplateResponse(request, template, context, headers=headers))
+
+
+def to_list(model_admin: admin.ModelAdmin) -> HttpResponseRedirect:
+    opts = model_admin.opts
+    return HttpResponseRedirect(reverse(f"admin:{opts.app_label}_{opts.model_name}_changelist"))
 
 
 class MoneyField(forms.DecimalField):

@@ -110,6 +110,8 @@ class Board:
                 self.cancel(call_id, by)
             case {"type": "withdrawn"}:
                 self.runtime.look_at_rules()
+            case {"type": "models", "backend": int(backend_id)}:
+                self.runtime.fleet.ask_again(backend_id)
             case {"type": "watch", "to": str(channel)} if channel != self.subscription.channel:
                 if channel not in self._watching:
                     # The first picture at once.

@@ -1,7 +1,7 @@
 """What workers say of themselves, and what they refused. Written by proxy/worker_reports.py, off the path of calls."""
 
 from datetime import timedelta
-from typing import Self
+from typing import Any, Self
 
 from django.db import models
 from django.db.models.functions import Now
@@ -46,6 +46,13 @@ class WorkerReport(models.Model):
         return f"{self.host} {self.pid}"
 
 
+class RefusalCountQuerySet(models.QuerySet["RefusalCount"]):
+    def by_code(self) -> list[dict[str, Any]]:
+        """code, total, latest (minute) of each reason, the most frequent first."""
+        sums = self.order_by().values("code").annotate(total=models.Sum("count"), latest=models.Max("minute"))
+        return list(sums.order_by("-total", "code"))
+
+
 class RefusalCount(models.Model):
     """Calls refused before they were admitted, in one minute. They have no records."""
 
@@ -55,6 +62,8 @@ class RefusalCount(models.Model):
         max_length=16, blank=True, help_text="Public part of the key. Empty: none was recognised."
     )
     count = models.PositiveBigIntegerField(default=0)
+
+    objects = RefusalCountQuerySet.as_manager()
 
     class Meta:
         verbose_name = "refusal"

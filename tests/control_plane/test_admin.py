@@ -8,10 +8,20 @@ from django.contrib.auth.models import Permission
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils import timezone
 from pytest_django.asserts import assertContains, assertNotContains
 
 from proxy.credentials import unseal
-from proxy.models import Backend, ConfigRevision, ModelAlias, ModelPolicy
+from proxy.models import (
+    Backend,
+    BackendReport,
+    ConfigRevision,
+    ModelAlias,
+    ModelJob,
+    ModelPolicy,
+    RefusalCount,
+    WorkerReport,
+)
 from tenants.keys import PATTERN, digest
 from tenants.models import ApiKey, ApiKeyLastUsed, IPRule, Limit, Membership, Tenant, User
 from tests.factories import (
@@ -32,7 +42,7 @@ from usage.rollups import rebuild
 pytestmark = pytest.mark.django_db
 
 OURS = [model for model in admin.site._registry if model._meta.app_label in ("tenants", "usage", "proxy")]
-READ_ONLY = [UsageRecord, UsageBucket, DailyUsage, ConfigRevision]
+READ_ONLY = [UsageRecord, UsageBucket, DailyUsage, ConfigRevision, WorkerReport, RefusalCount, ModelJob]
 
 
 def url_of(model, page="changelist", *args):
@@ -66,7 +76,24 @@ def one_of_each(acme, bob, root):
     make_ip_rule(note=hostile, tenant=acme)
     make_limit(tenant=acme, model=hostile)
     make_limit(25_500_000_000, key=key, metric="cost", window="month")
-    make_backend(hostile)
+    backend = make_backend(hostile)
+    BackendReport.objects.create(
+        backend=backend,
+        state="down",
+        version=hostile[:40],
+        problem=hostile,
+        models=[{"name": hostile, "digest": hostile, "size": 1, "modified_at": hostile, "family": hostile,
+                 "parameters": hostile, "quantization": hostile, "context": 0}],
+        warm=[{"name": hostile, "context": 0, "size": 1, "vram": 1, "expires_at": hostile}],
+        updated_at=timezone.now(),
+    )  # fmt: skip
+    for state in ModelJob.State:
+        ModelJob.objects.create(backend=backend, model=hostile, action="pull", state=state, status=hostile,
+                                problem=hostile, started_by=root)  # fmt: skip
+    RefusalCount.objects.create(minute=timezone.now(), code=hostile[:64], key_prefix=hostile[:16], count=1)
+    WorkerReport.objects.create(
+        host=hostile, pid=1, revision=0, listens=[hostile], started_at=NOON, seen_at=timezone.now()
+    )
     make_price(hostile)
     ModelAlias.objects.create(pattern=hostile, model=hostile)
     ModelPolicy.objects.create(pattern=hostile)
@@ -235,7 +262,9 @@ def test_t3_rights_that_cost_the_operator_are_given_by_superusers(client, acme):
 
 def test_keys_are_disabled_and_enabled_in_the_list(signed_in):
     row = make_key().row
-    act(signed_in, ApiKey, "disable", [row])
+    assertContains(act(signed_in, ApiKey, "disable", [row]), f"ogw_{row.prefix}_")
+    assert ApiKey.objects.get().state == "active"
+    act(signed_in, ApiKey, "disable", [row], confirmed="yes")
     assert ApiKey.objects.get().state == "disabled"
     act(signed_in, ApiKey, "enable", [row])
     assert ApiKey.objects.get().state == "active"
@@ -318,13 +347,15 @@ def test_t3_staff_do_not_touch_superusers(client, root):
     password = reverse("admin:auth_user_password_change", args=[root.pk])
     answer = client.post(password, {"password1": PASSWORD, "password2": PASSWORD, "usable_password": "true"})
     assert answer.status_code == 403
-    act(client, User, "switch_off", [root])
+    act(client, User, "switch_off", [root], confirmed="yes")
     root.refresh_from_db()
     assert (root.username, root.is_active, root.has_usable_password()) == ("root", True, False)
 
 
 def test_users_are_switched_off_and_on_but_never_oneself(signed_in, root, bob):
-    act(signed_in, User, "switch_off", [bob, root])
+    assertContains(act(signed_in, User, "switch_off", [bob, root]), "Switch these users off?")
+    assert User.objects.filter(is_active=True).count() == 2
+    act(signed_in, User, "switch_off", [bob, root], confirmed="yes")
     assert set(User.objects.filter(is_active=True)) == {root}
     act(signed_in, User, "switch_on", [bob])
     assert User.objects.filter(is_active=True).count() == 2

@@ -1,0 +1,87 @@
+"""The admin: our own site, whose first page is a dashboard and whose models stand in the order of the work."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.contrib import admin
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, URLResolver, path, reverse
+
+from gateway_site import dashboard
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    slug: str
+    name: str
+    purpose: str
+    models: tuple[str, ...]  # labels, in order
+
+
+GROUPS = (
+    Group("people", "People", "Who uses the gateway, and in which team.", (
+        "tenants.Tenant", "tenants.User", "tenants.Membership", "tenants.Invitation",
+    )),
+    Group("access", "Access", "With which keys, from where, and how much.", (
+        "tenants.ApiKey", "tenants.IPRule", "tenants.Limit",
+    )),
+    Group("fleet", "Fleet", "The Ollama servers, and what models are called and set to.", (
+        "proxy.Backend", "proxy.ModelJob", "proxy.ModelAlias", "proxy.ModelPolicy",
+    )),
+    Group("money", "Money", "What models cost.", ("usage.Price",)),
+    Group("usage", "Usage", "What was used, as it was recorded. Nobody edits it.", (
+        "usage.UsageRecord", "usage.UsageBucket", "usage.DailyUsage", "proxy.RefusalCount",
+    )),
+    Group("operation", "Operation", "The gateway itself.", (
+        "proxy.WorkerReport", "proxy.ConfigRevision", "admin.LogEntry",
+    )),
+)  # fmt: skip
+OTHERS = Group("more", "Sign-in and more", "Further tables.", ())
+_GROUP_OF = {label: group for group in GROUPS for label in group.models}
+
+
+class GatewayAdminSite(admin.AdminSite):
+    site_title = site_header = "Ollama Gateway"
+    index_title = "Dashboard"
+
+    def get_urls(self) -> list[URLPattern | URLResolver]:
+        return [path("now/", self.admin_view(self.now), name="now"), *super().get_urls()]
+
+    def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[dict[str, Any]]:
+        """Groups in the place of apps, except on the page of one app."""
+        if app_label is not None:
+            return super().get_app_list(request, app_label)
+        models = [
+            {
+                **model,
+                "label": model["model"]._meta.label,
+                "purpose": getattr(self._registry[model["model"]], "purpose", ""),
+            }
+            for app in self._build_app_dict(request).values()
+            for model in app["models"]
+        ]
+        found = []
+        for group in (*GROUPS, OTHERS):
+            members = [model for model in models if _GROUP_OF.get(model["label"], OTHERS) is group]
+            order = {label: place for place, label in enumerate(group.models)}
+            members.sort(key=lambda model: (order.get(model["label"], 0), model["name"]))
+            if members:
+                found.append({
+                    "name": group.name,
+                    "purpose": group.purpose,
+                    "app_label": group.slug,
+                    "app_url": f"{reverse('admin:index')}#{group.slug}",
+                    "has_module_perms": True,
+                    "models": members,
+                })  # fmt: skip
+        return found
+
+    def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        now = dashboard.read(request.user)
+        return super().index(request, {"now": now, **(extra_context or {})})
+
+    def now(self, request: HttpRequest) -> HttpResponse:
+        """The part of the dashboard that changes, for the script that keeps it up to date."""
+        headers = {"Cache-Control": "no-store"}
+        return TemplateResponse(request, "admin/_now.html", {"now": dashboard.read(request.user)}, headers=headers)

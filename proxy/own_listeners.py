@@ -1,0 +1,52 @@
+"""Whether an address is the gateway's own: it must not become its own backend (threat B14)."""
+
+import socket
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from urllib.parse import urlsplit
+
+from proxy.models import WorkerReport
+from proxy.resolution import addresses_of
+
+Address = IPv4Address | IPv6Address
+WILDCARDS = frozenset(map(ip_address, ("0.0.0.0", "::")))  # noqa: S104 - compared, not bound
+
+
+def refuse_own_listener(url: str) -> None:
+    """Raises ValueError for an address that a running worker listens on. A worker that has not reported yet, or that
+    is reached by a name nobody here knows, is recognised by its first probe (N11)."""
+    parts = urlsplit(url)
+    addresses = {_unmapped(ip_address(text.partition("%")[0])) for text in addresses_of(parts.hostname or "")}
+    own_host = socket.gethostname()[:255]
+    for worker in WorkerReport.objects.running():
+        for place in worker.listens:
+            host, _, port = place.rpartition(":")
+            if port == str(parts.port) and _leads_there(
+                addresses, ip_address(host.strip("[]")), worker.host == own_host
+            ):
+                raise ValueError(
+                    f"This is the gateway itself, which listens on {place}. Give the address of an Ollama server, "
+                    "e.g. http://127.0.0.1:11434."
+                )
+
+
+def _leads_there(addresses: set[Address], listener: Address, on_this_machine: bool) -> bool:
+    listener = _unmapped(listener)
+    if listener in WILDCARDS:
+        return on_this_machine and any(_is_of_this_machine(address) for address in addresses)
+    # Each machine has a loopback of its own.
+    return listener in addresses and (on_this_machine or not listener.is_loopback)
+
+
+def _is_of_this_machine(address: Address) -> bool:
+    """Only one's own addresses can be bound."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(address), 0))
+    except OSError:
+        return False
+    return True
+
+
+def _unmapped(address: Address) -> Address:
+    return (address.version == 6 and address.ipv4_mapped) or address
