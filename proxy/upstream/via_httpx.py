@@ -12,9 +12,9 @@ server that one of several streams was left, and only the end of the connection 
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import httpcore
 import httptools
@@ -30,6 +30,8 @@ from proxy.upstream.wire import (
     READ_BYTES,
     Endpoint,
 )
+
+T = TypeVar("T")
 
 # What httpcore raises when a connection or what comes on it is no good.
 _FAULTS = (
@@ -166,10 +168,18 @@ class Stream(httpcore.AsyncNetworkStream):
         # Whether a byte of the answer has come; and whether the backend cannot have had all of the request.
         self.heard = False
         self.unheard = False
+        # The first bytes of an answer, waited for during an upload.
+        self._ahead: asyncio.Task[bytes] | None = None
+
+    def read_ahead(self) -> asyncio.Task[bytes]:
+        """Waits for the answer while the request is being written: httpcore would do so only after it."""
+        self._ahead = asyncio.ensure_future(self._inner.read(READ_BYTES))
+        return self._ahead
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        ahead, self._ahead = self._ahead, None
         try:
-            data = await self._inner.read(min(max_bytes, READ_BYTES), timeout)
+            data = await (ahead or self._inner.read(min(max_bytes, READ_BYTES), timeout))
         except httpcore.ReadError as exc:
             self._lost(exc)
             raise
@@ -182,7 +192,7 @@ class Stream(httpcore.AsyncNetworkStream):
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         try:
-            await self._inner.write(buffer, timeout)
+            await unless(self._ahead, self._inner.write(buffer, timeout))
         except httpcore.WriteError as exc:
             self._lost(exc)
             raise
@@ -192,9 +202,14 @@ class Stream(httpcore.AsyncNetworkStream):
             return
         while exc is not None and not isinstance(exc, OSError) and exc.__cause__ is not None:
             exc = exc.__cause__
-        self.unheard = was_not_received(self._inner.get_extra_info("socket"), exc)
+        try:
+            self.unheard = was_not_received(self._inner.get_extra_info("socket"), exc)
+        except (OSError, ValueError):
+            pass  # the socket is closed, and the kernel knows it no more
 
     async def aclose(self) -> None:
+        if self._ahead is not None:
+            self._ahead.cancel()
         await self._inner.aclose()
 
     async def start_tls(
@@ -286,11 +301,6 @@ class Connection:
             self.framing.feed(data)
 
     @property
-    def answers_already(self) -> bool:
-        """Whether there is something to read. Not known of TLS, where that may be a session ticket."""
-        return not self.depth and self.stream is not None and bool(self.stream.get_extra_info("is_readable"))
-
-    @property
     def kept(self) -> bool:
         """Whether it may carry another exchange after one that was read to its end."""
         connections = self._http.connections
@@ -322,18 +332,39 @@ class _Upload:
         self.problem: BaseException | None = None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for piece in self._body:
-                yield piece
-                if self._connection.answers_already:
-                    break
-            else:
+        stream = self._connection.stream
+        assert stream is not None
+        answer = None if stream.speaks_http2 else stream.read_ahead()
+        while True:
+            try:
+                piece = await unless(answer, anext(self._body, None))
+            except httpcore.WriteError:
+                raise
+            except Exception as exc:
+                self.problem = exc
+                raise
+            if piece is None:
                 return
-        except Exception as exc:
-            self.problem = exc
-            raise
-        # With this error httpcore goes on to read the answer.
-        raise httpcore.WriteError("answered before it had all of the request")
+            yield piece
+
+
+async def unless(other: asyncio.Task[bytes] | None, work: Awaitable[T]) -> T:
+    """The result of some work, unless another task ends first.
+
+    Then raises httpcore.WriteError, upon which httpcore stops writing and reads the answer.
+    """
+    if other is None:
+        return await work
+    working = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait((working, other), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise httpcore.WriteError("answered before it had all of the request")
+        return working.result()
+    finally:
+        if not working.done():
+            working.cancel()
+            await asyncio.wait((working,))
 
 
 class Answer:

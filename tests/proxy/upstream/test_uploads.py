@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from proxy.errors import BrokenAnswer
-from proxy.upstream.wire import Endpoint, Pool
+from proxy.upstream import via_httpx, wire
+from proxy.upstream.wire import Endpoint
 from tests.proxy.upstream.test_wire import PATIENCE, Peer
 
 CREATED = b"HTTP/1.1 201 Created\r\ncontent-length: 0\r\n\r\n"
@@ -23,9 +24,9 @@ async def peer():
     made.close()
 
 
-@pytest.fixture
-async def pool(peer):
-    made = Pool(Endpoint(("127.0.0.1",), peer.port, None, None, 5))
+@pytest.fixture(params=[wire, via_httpx], ids=["wire", "httpx"])
+async def pool(request, peer):
+    made = request.param.Pool(Endpoint(("127.0.0.1",), peer.port, None, None, 5))
     yield made
     made.close()
     await asyncio.sleep(0)
@@ -84,7 +85,7 @@ async def test_a_body_is_framed_as_the_head_says(peer, pool, framing, sent):
 
 async def test_p8_a_clients_header_does_not_change_the_framing(peer, pool):
     """It cannot hold the line breaks that our own line has."""
-    request = (b"POST /x HTTP/1.1\r\nuser-agent: transfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n", b"")
+    request = (b"POST /x HTTP/1.1\r\nhost: x\r\nuser-agent: transfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n", b"")
 
     async def serve():
         connection = await peer.accept()
@@ -171,7 +172,7 @@ async def test_b13_an_upload_never_goes_on_a_pooled_connection(peer, pool):
         await peer.say(second, CREATED)
 
     serving = asyncio.create_task(serve())
-    answer = await pool.exchange((b"POST /x HTTP/1.1\r\ncontent-length: 4\r\n\r\n", b"body"))
+    answer = await pool.exchange((b"POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\n", b"body"))
     assert await answer.read() == b""
     answer.close()
     assert len(pool._idle) == 1
