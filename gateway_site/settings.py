@@ -172,6 +172,7 @@ CSRF_FAILURE_VIEW = "gateway_site.error_pages.csrf_failure"
 # Sign-in (django-allauth). Nobody signs up unasked: tenants/invitations.py.
 AUTHENTICATION_BACKENDS = ["allauth.account.auth_backends.AuthenticationBackend"]
 ACCOUNT_ADAPTER = "tenants.sign_in.AccountAdapter"
+ACCOUNT_FORMS = {"login": "tenants.sign_in_forms.LoginForm"}
 ACCOUNT_LOGIN_METHODS = {"username", "email"}
 ACCOUNT_SIGNUP_FIELDS = ["email*", "username*", "password1*", "password2*"]
 ACCOUNT_EMAIL_VERIFICATION = "none"

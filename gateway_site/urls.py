@@ -3,7 +3,7 @@ from django.contrib import admin
 from django.urls import include, path
 
 from gateway_site import error_pages, health
-from proxy import key_pages
+from proxy import key_pages, setup_pages
 from tenants import sign_in
 from tenants.urls import urls as people_and_keys
 from tenants.views.keys import Known
@@ -23,6 +23,7 @@ urlpatterns = [
     path("", usage.home, name="home"),
     path("usage/", usage.usage, name="usage"),
     *people_and_keys(known),
+    *setup_pages.urls(),
     path("admin/login/", sign_in.admin_login),
     path("admin/", admin.site.urls),
     *sign_in.urlpatterns,

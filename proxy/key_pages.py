@@ -9,6 +9,7 @@ from django.utils import timezone
 
 from proxy.models import RefusalCount
 from proxy.offers import Offer, allowed, example, offers
+from proxy.refusal_reasons import REASONS
 from tenants.models import ApiKey
 from usage import charts, reports
 from usage.models import UsageRecord
@@ -31,7 +32,7 @@ class KeyFacts:
     days: list[reports.Line]
     by_model: list[reports.Line]
     addresses: list[Address]
-    refusals: list[dict[str, Any]]  # code, total, latest
+    refusals: list[dict[str, Any]]  # code, reason, total, latest
 
 
 def model_names() -> list[str]:
@@ -55,8 +56,13 @@ def facts_of(key: ApiKey) -> KeyFacts:
         days,
         reports.by_model(rows, first, last),
         _addresses(key),
-        RefusalCount.objects.filter(key_prefix=key.prefix, minute__gte=timezone.now() - REFUSALS_SHOWN).by_code(),
+        _refusals(key),
     )
+
+
+def _refusals(key: ApiKey) -> list[dict[str, Any]]:
+    counted = RefusalCount.objects.filter(key_prefix=key.prefix, minute__gte=timezone.now() - REFUSALS_SHOWN)
+    return [{**row, "reason": REASONS.get(row["code"], "")} for row in counted.by_code()]
 
 
 def _usable(key: ApiKey) -> list[Offer]:

@@ -7,7 +7,7 @@ from datetime import date
 from usage.reports import Line
 
 WIDTH, HEIGHT = 760, 180
-LEFT, BOTTOM, TOP = 46, 20, 8
+LEFT, BOTTOM, TOP = 58, 24, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +68,10 @@ def tokens_per_day(lines: Sequence[Line]) -> Chart:
 
 
 def _round_up(value: int) -> int:
-    """The next of 10, 20, 40, 50, 100, 200, …: half of each is a whole number as well."""
+    """The next of 10, 20, 30, 40, 50, 60, 80, 100, 200, …: half of each is a whole number as well."""
     unit = 10
     while True:
-        for factor in (1, 2, 4, 5):
+        for factor in (1, 2, 3, 4, 5, 6, 8):
             if value <= factor * unit:
                 return factor * unit
         unit *= 10

@@ -3,11 +3,12 @@
 from datetime import date, timedelta
 
 from django.contrib.auth.decorators import login_required
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import Http404, HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
 
 from tenants.models import ApiKey
+from tenants.requests import PersonRequest
 from usage import charts, reports
 from usage.reports import Scope
 
@@ -17,7 +18,7 @@ SOME_KEYS = 6
 
 
 @login_required
-def home(request: HttpRequest) -> HttpResponse:
+def home(request: PersonRequest) -> HttpResponse:
     scopes = reports.scopes(request.user)
     scope = _chosen(request, scopes)
     today = reports.today()
@@ -40,7 +41,7 @@ def home(request: HttpRequest) -> HttpResponse:
 
 
 @login_required
-def usage(request: HttpRequest) -> HttpResponse:
+def usage(request: PersonRequest) -> HttpResponse:
     scopes = reports.scopes(request.user)
     scope = _chosen(request, scopes)
     last = reports.today()
@@ -70,7 +71,7 @@ def _sums(scope: Scope, first: date, last: date) -> dict[str, object]:
     }
 
 
-def _chosen(request: HttpRequest, scopes: list[Scope]) -> Scope | None:
+def _chosen(request: PersonRequest, scopes: list[Scope]) -> Scope | None:
     """404 for what is not in the list: it does not say whether it exists (T1)."""
     wanted = request.GET.get("of")
     if wanted is None:
@@ -81,7 +82,7 @@ def _chosen(request: HttpRequest, scopes: list[Scope]) -> Scope | None:
     raise Http404
 
 
-def _period(request: HttpRequest) -> int:
+def _period(request: PersonRequest) -> int:
     wanted = request.GET.get("days", "30")
     if wanted not in map(str, PERIODS):
         raise Http404

@@ -1,3 +1,4 @@
+from tenants.models.first_run import SetupLink
 from tenants.models.invitations import Invitation
 from tenants.models.keys import ApiKey, ApiKeyLastUsed
 from tenants.models.people import Membership, Role, Tenant, User
@@ -12,6 +13,7 @@ __all__ = [
     "Limit",
     "Membership",
     "Role",
+    "SetupLink",
     "ShownOnce",
     "Tenant",
     "User",

@@ -4,10 +4,12 @@ from allauth.mfa.models import Authenticator
 from allauth.socialaccount.models import SocialAccount
 from django.conf import settings
 from django.contrib.auth.decorators import login_required
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpResponse
 from django.shortcuts import render
 from django.urls import URLPattern, path
 from django.views.decorators.http import require_safe
+
+from tenants.requests import PersonRequest
 
 
 def urls() -> list[URLPattern]:
@@ -16,7 +18,7 @@ def urls() -> list[URLPattern]:
 
 @login_required
 @require_safe
-def account(request: HttpRequest) -> HttpResponse:
+def account(request: PersonRequest) -> HttpResponse:
     factors = Authenticator.objects.filter(user=request.user)
     context = {
         "memberships": request.user.memberships.filter(tenant__archived_at=None).select_related("tenant"),

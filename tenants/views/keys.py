@@ -8,7 +8,7 @@ from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import URLPattern, path
 from django.views.decorators.http import require_POST, require_safe
@@ -18,6 +18,7 @@ from tenants.forms import KeyForm, RotationForm
 from tenants.keys import create_key, rotate_key
 from tenants.models import ApiKey
 from tenants.rate_limits import limited
+from tenants.requests import PersonRequest
 from tenants.snippets import snippets
 
 # Stands in examples where the secret is not known any more.
@@ -51,7 +52,7 @@ def urls(known: Known) -> list[URLPattern]:
 
 @login_required
 @require_safe
-def keys(request: HttpRequest) -> HttpResponse:
+def keys(request: PersonRequest) -> HttpResponse:
     _allowed_to_have_keys(request)
     visible = ApiKey.objects.visible_to(request.user).select_related("tenant", "user", "last_used")
     shows_revoked = "revoked" in request.GET
@@ -67,7 +68,7 @@ def keys(request: HttpRequest) -> HttpResponse:
 
 @login_required
 @by_new_keys
-def new(request: HttpRequest, known: Known) -> HttpResponse:
+def new(request: PersonRequest, known: Known) -> HttpResponse:
     _allowed_to_have_keys(request)
     tenants = request.user.tenants_for_keys().filter(enabled=True)
     if not tenants.exists():
@@ -87,7 +88,7 @@ def new(request: HttpRequest, known: Known) -> HttpResponse:
 
 @login_required
 @require_safe
-def secret(request: HttpRequest, known: Known, prefix: str) -> HttpResponse:
+def secret(request: PersonRequest, known: Known, prefix: str) -> HttpResponse:
     """The clear text, for the first time and the last."""
     key = _key(request, prefix)
     clear_text = shown_once.take(request)
@@ -106,7 +107,7 @@ def secret(request: HttpRequest, known: Known, prefix: str) -> HttpResponse:
 
 @login_required
 @require_safe
-def show(request: HttpRequest, known: Known, prefix: str) -> HttpResponse:
+def show(request: PersonRequest, known: Known, prefix: str) -> HttpResponse:
     key = _key(request, prefix)
     context = {
         "key": key,
@@ -118,7 +119,7 @@ def show(request: HttpRequest, known: Known, prefix: str) -> HttpResponse:
 
 
 @login_required
-def edit(request: HttpRequest, known: Known, prefix: str) -> HttpResponse:
+def edit(request: PersonRequest, known: Known, prefix: str) -> HttpResponse:
     key = _changeable_key(request, prefix)
     form = KeyForm(
         request.POST or None,
@@ -140,7 +141,7 @@ def edit(request: HttpRequest, known: Known, prefix: str) -> HttpResponse:
 
 @login_required
 @by_new_keys
-def rotate(request: HttpRequest, prefix: str) -> HttpResponse:
+def rotate(request: PersonRequest, prefix: str) -> HttpResponse:
     key = _changeable_key(request, prefix)
     if key.imported:
         raise PermissionDenied("This key was brought along from elsewhere. Make a new one instead, and revoke this.")
@@ -153,7 +154,7 @@ def rotate(request: HttpRequest, prefix: str) -> HttpResponse:
 
 @login_required
 @require_POST
-def switch(request: HttpRequest, prefix: str) -> HttpResponse:
+def switch(request: PersonRequest, prefix: str) -> HttpResponse:
     """On or off, as the form says: pressing twice does not switch back."""
     key = _changeable_key(request, prefix)
     key.enabled = request.POST.get("to") == "on"
@@ -163,7 +164,7 @@ def switch(request: HttpRequest, prefix: str) -> HttpResponse:
 
 
 @login_required
-def revoke(request: HttpRequest, prefix: str) -> HttpResponse:
+def revoke(request: PersonRequest, prefix: str) -> HttpResponse:
     key = _changeable_key(request, prefix)
     if request.method == "POST":
         key.revoke()
@@ -172,20 +173,20 @@ def revoke(request: HttpRequest, prefix: str) -> HttpResponse:
     return render(request, "tenants/keys/revoke.html", {"key": key})
 
 
-def _key(request: HttpRequest, prefix: str) -> ApiKey:
+def _key(request: PersonRequest, prefix: str) -> ApiKey:
     """Foreign and missing ones answer alike (T1)."""
     visible = ApiKey.objects.visible_to(request.user).select_related("tenant", "user", "last_used", "created_by")
     return get_object_or_404(visible, prefix=prefix)
 
 
-def _changeable_key(request: HttpRequest, prefix: str) -> ApiKey:
+def _changeable_key(request: PersonRequest, prefix: str) -> ApiKey:
     key = _key(request, prefix)
     if key.revoked_at:
         raise PermissionDenied("This key is revoked, which is for ever. Make a new one.")
     return key
 
 
-def _allowed_to_have_keys(request: HttpRequest) -> None:
+def _allowed_to_have_keys(request: PersonRequest) -> None:
     if not request.user.tenants_for_keys().exists():
         raise PermissionDenied("You are in no tenant, or only look at its usage. Ask an owner to make you a member.")
 

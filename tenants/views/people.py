@@ -8,7 +8,7 @@ from django.contrib.auth.decorators import login_required
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import URLPattern, path
 from django.utils import timezone
@@ -18,6 +18,7 @@ from tenants import invitations, rate_limits
 from tenants.forms import InvitationForm
 from tenants.models import ApiKey, Invitation, Membership, Role, Tenant
 from tenants.rate_limits import limited
+from tenants.requests import PersonRequest
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def urls() -> list[URLPattern]:
 
 
 @login_required
-def people(request: HttpRequest) -> HttpResponse:
+def people(request: PersonRequest) -> HttpResponse:
     tenants = _governed(request)
     context = {
         "tenants": [
@@ -51,7 +52,7 @@ def people(request: HttpRequest) -> HttpResponse:
 
 @login_required
 @limited(rate_limits.MAIL, rate_limits.user)
-def invite(request: HttpRequest) -> HttpResponse:
+def invite(request: PersonRequest) -> HttpResponse:
     tenants = _governed(request)
     form = InvitationForm(request.POST or None, tenants=tenants, initial={"tenant": request.GET.get("tenant")})
     if request.method != "POST" or not form.is_valid():
@@ -75,7 +76,7 @@ def invite(request: HttpRequest) -> HttpResponse:
 
 @login_required
 @require_POST
-def change_role(request: HttpRequest, pk: int) -> HttpResponse:
+def change_role(request: PersonRequest, pk: int) -> HttpResponse:
     role = request.POST.get("role")
     if role not in Role.values:
         raise PermissionDenied("There is no such role.")
@@ -94,7 +95,7 @@ def change_role(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 @login_required
-def remove(request: HttpRequest, pk: int) -> HttpResponse:
+def remove(request: PersonRequest, pk: int) -> HttpResponse:
     membership = _membership(request, pk)
     if request.method == "POST":
         with transaction.atomic():
@@ -110,7 +111,7 @@ def remove(request: HttpRequest, pk: int) -> HttpResponse:
 
 @login_required
 @require_POST
-def withdraw(request: HttpRequest, pk: int) -> HttpResponse:
+def withdraw(request: PersonRequest, pk: int) -> HttpResponse:
     rows = Invitation.objects.open().filter(pk=pk, tenant__in=_governed(request))
     invitation = get_object_or_404(rows)
     rows.update(withdrawn_at=timezone.now())
@@ -118,7 +119,7 @@ def withdraw(request: HttpRequest, pk: int) -> HttpResponse:
     return redirect("people")
 
 
-def _governed(request: HttpRequest) -> QuerySet[Tenant]:
+def _governed(request: PersonRequest) -> QuerySet[Tenant]:
     """Tenants whose people one may manage: one's own; superusers all."""
     tenants = Tenant.objects.current() if request.user.is_superuser else request.user.tenants_owned()
     if not tenants.exists():
@@ -126,7 +127,7 @@ def _governed(request: HttpRequest) -> QuerySet[Tenant]:
     return tenants
 
 
-def _membership(request: HttpRequest, pk: int) -> Membership:
+def _membership(request: PersonRequest, pk: int) -> Membership:
     rows = Membership.objects.select_related("tenant", "user").filter(tenant__in=_governed(request))
     return get_object_or_404(rows, pk=pk)
 

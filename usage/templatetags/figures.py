@@ -22,26 +22,27 @@ def compact(number: int) -> str:
     for limit, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if number >= limit:
             scaled = number / limit
-            return f"{scaled:.{2 if scaled < 10 else 1 if scaled < 100 else 0}f} {unit}"
+            digits = f"{scaled:.{2 if scaled < 10 else 1 if scaled < 100 else 0}f}"
+            return f"{digits.rstrip('0').rstrip('.') if '.' in digits else digits} {unit}"
     return str(number)
+
+
+@register.filter
+def amount(nano: int) -> str:
+    """Without the currency, for a column: four decimals, six where they would all be 0."""
+    return f"{nano / NANO:,.{6 if 0 < abs(nano) < 50_000 else 4}f}"
 
 
 @register.filter
 def money(nano: int) -> str:
     """In the currency of the installation: two decimals, more for what would look like nothing."""
-    amount = nano / NANO
-    decimals = 2 if nano == 0 or abs(amount) >= 0.1 else 4 if abs(amount) >= 0.001 else 6
-    return f"{amount:,.{decimals}f} {settings.GATEWAY.currency}"
+    decimals = 2 if nano == 0 or abs(nano) >= NANO // 10 else 4 if abs(nano) >= NANO // 1000 else 6
+    return f"{nano / NANO:,.{decimals}f} {settings.GATEWAY.currency}"
 
 
-@register.filter
-def cost(totals: Totals) -> str:
-    """What it cost, as far as there were prices. A missing price is not 0."""
-    if not totals.requests:
-        return "–"
-    if not totals.priced:
-        return "no price"
-    return money(totals.cost_nano) + (" + no price" if totals.unpriced else "")
+@register.simple_tag
+def currency() -> str:
+    return settings.GATEWAY.currency
 
 
 @register.filter

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -57,8 +58,10 @@ class Command(BaseCommand):
                 f"{settings.DATA_DIR} holds an installation. Give the demo a directory of its own: DATA_DIR=…"
             ) from None
         connection.close()
-        children.append(_child("serve", "--port", str(port)))
         url = f"http://127.0.0.1:{port}"
+        # What the pages print is this address, and that they show a demo.
+        os.environ.update(SITE_URL=url, DEMO="True")
+        children.append(_child("serve", "--port", str(port)))
         _wait_until_ready(url, children[-1])
         _write(note, {
             "url": url,
@@ -76,7 +79,8 @@ class Command(BaseCommand):
             f"""
 The gateway runs at {url}, in front of two fake Ollamas on this machine.
 
-Sign in at {url}/admin/ as "{demo.ADMIN}" with the password "{made.password}".
+Sign in at {url}/ as "{demo.ADMIN}" with the password "{made.password}". The same password opens the accounts of
+{_listed(name for name in demo.PEOPLE if name != demo.ADMIN)}, who see less.
 
 A call that works:
 
@@ -87,6 +91,10 @@ Ctrl-C ends the demo.
 """
         )
         self.stdout.flush()
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -15,6 +15,7 @@ from django.db.migrations.executor import MigrationExecutor
 
 from gateway_site import start
 from gateway_site.server import ServerOptions, run
+from tenants import first_run
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,9 @@ class Command(BaseCommand):
         prepare_rules(options["upstream"], host, port, open_to_loopback=options["open"])
         if options["open"]:
             self.stderr.write(start.OPEN_WARNING)
+        if link := link_to_first_run():
+            self.stdout.write(f"Nobody has an account yet. Make the first one here (the link works once):\n\n  {link}\n")
+            self.stdout.flush()
         try:
             chosen = ServerOptions(
                 host=host,
@@ -125,6 +129,16 @@ def prepare_rules(upstream: str, host: str, port: int, *, open_to_loopback: bool
         raise CommandError(str(exc)) from None
     except DatabaseError as exc:
         logger.warning("What this start was to set up is not set up; start again when the database answers (%s)", exc)
+    finally:
+        connection.close()
+
+
+def link_to_first_run() -> str | None:
+    try:
+        return first_run.new_link()
+    except DatabaseError as exc:
+        logger.warning("Whether there is an account is not known; start again when the database answers (%s)", exc)
+        return None
     finally:
         connection.close()
 
