@@ -94,6 +94,7 @@ class DrainingServer(Server):  # type: ignore[misc]  # Daphne has no types
                 reactor.adoptStreamPort(sock.fileno(), sock.family, self.http_factory)  # which duplicates it
                 for sock in sockets
             ]
+            self.runtime.listening([sock.getsockname()[:2] for sock in sockets])
             port = sockets[0].getsockname()[1]
             close(sockets)
             gc.collect()
