@@ -11,8 +11,9 @@ from proxy import dialects
 from proxy.client_address import Address
 from proxy.dialects import Dialect
 from proxy.errors import Interruption
-from proxy.limits.memory import Reservation
+from proxy.limits import Reservation
 from proxy.metering import Meter
+from proxy.model_names import ModelName
 from proxy.routes import Route
 from proxy.snapshot import Key, Model
 from usage.costs import PriceRow
@@ -73,12 +74,14 @@ class Call:
         "id",
         "interruption",
         "key",
+        "manages",
         "meter",
         "method",
         "model",
         "model_digest",
         "outcome",
         "output_cap",
+        "parameter",
         "path",
         "path_key",
         "price",
@@ -93,6 +96,7 @@ class Call:
         "stream",
         "task",
         "total_deadline",
+        "upstream",
         "user_agent",
     )
 
@@ -109,6 +113,9 @@ class Call:
         self.route: Route | None = None
         self.key: Key | None = None
         self.model: Model | None = None
+        self.manages: Sequence[ModelName] = ()  # all models that a call of model management names
+        self.parameter = ""  # the last segment of a path that has one, as it came
+        self.upstream = b""  # method and path towards the backend, where the route alone does not say
         self.asked = ""
         self.model_digest = ""
         self.stream = False

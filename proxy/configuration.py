@@ -16,6 +16,8 @@ class Configuration:
     auth_header: bytes = b"authorization"
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     time_zone: str = "UTC"
+    # Limits are shared by all processes that name the same one; "" = each counts alone.
+    redis_url: str = ""
     currency: str = "EUR"
     max_body_bytes: int = 20 << 20
     # Written into calls that name no output cap, and what they reserve.

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from proxy import headers as header_rules
 from proxy import metrics
+from proxy.admission import NOT_ACCEPTED
 from proxy.call import Call
 from proxy.client import Client, Headers
 from proxy.dialects.base import Request, Usage
@@ -23,7 +24,7 @@ from proxy.errors import (
 )
 from proxy.fleet.state import BackendState
 from proxy.ledger.rows import AT, Row
-from proxy.limits import Amounts
+from proxy.limits import Amounts, Rule
 from proxy.metering import Meter
 from proxy.relay import Relay, busy, refusal_of
 from proxy.routes import Kind
@@ -50,6 +51,8 @@ _ENDINGS: dict[Interruption, tuple[str, type[Refusal], str]] = {
     Interruption.LINE: ("refused_in_line", Unavailable, "No slot became free in time. Try again."),
     Interruption.DRAIN: ("interrupted", Unavailable, "The gateway is shutting down. Try again."),
 }
+# What is to be reserved: id of the call, its rules, model, address, how much.
+Asked = tuple[str, tuple[Rule, ...], str, str, Amounts]
 _FAULTS_OF_BACKENDS = (Interruption.FIRST_BYTE, Interruption.GAP)
 
 
@@ -59,6 +62,9 @@ def _nothing_reported(answer: Request) -> Usage:
 
 class Dispatch:
     """One call, from its admission on."""
+
+    # Whether a backend that is silent for too long is held for broken.
+    blames_backends = True
 
     def __init__(self, runtime: Runtime, call: Call, client: Client) -> None:
         self.runtime = runtime
@@ -73,12 +79,17 @@ class Dispatch:
         """Returns the refusal that the client is still owed, if any. Raises Refusal where nothing was admitted."""
         call = self.call
         payload = self._written(request)
-        self.row = self._admit()
+        asked = self._asked()
+        if asked[1] and self.runtime.limits.is_shared:
+            await self._reserve_shared(asked)
+        else:
+            call.reservation = self.runtime.limits.reserve(*asked)
+        self.row = self._opened()
         call.task = asyncio.current_task()
         self.runtime.began(call)
         refusal: Refusal | None = None
         try:
-            self.client.on_departure(call.interrupt)
+            self._listen()
             await self._relay(payload)
         except Refusal as exc:
             refusal = exc
@@ -105,17 +116,31 @@ class Dispatch:
         self.content_type, payload = self.call.route.endpoint.written(request)
         return payload
 
-    def _admit(self) -> Row:
-        """Reserves against all limits and opens the record, or neither."""
-        call, runtime = self.call, self.runtime
+    def _listen(self) -> None:
+        """From now on the client's departure ends the call."""
+        self.client.on_departure(self.call.interrupt)
+
+    def _asked(self) -> Asked:
+        call = self.call
         assert call.key is not None
-        assert call.model is not None
         prompt = -(-call.prompt_bytes // 4)
         self._choose_price("")
         cost = cost_nano(call.price, prompt, call.output_cap, 0) if call.price else 0
-        call.reservation = runtime.limits.reserve(
-            call.key.rules, call.model.served.canonical, str(call.address), Amounts(prompt + call.output_cap, cost)
-        )
+        model = call.model.served.canonical if call.model is not None else ""
+        return call.id, call.key.rules, model, str(call.address), Amounts(prompt + call.output_cap, cost)
+
+    async def _reserve_shared(self, asked: Asked) -> None:
+        call, runtime = self.call, self.runtime
+        reservation = await runtime.limits.reserve_shared(*asked)
+        if not runtime.may_go_on(call):
+            runtime.limits.release(reservation)
+            raise Unauthorized("invalid_key", NOT_ACCEPTED)  # withdrawn while Redis was asked (A8)
+        call.reservation = reservation
+
+    def _opened(self) -> Row:
+        """Opens the record of a call whose amounts are reserved, or gives them back."""
+        call, runtime = self.call, self.runtime
+        assert call.reservation is not None
         try:
             return runtime.ledger.admit(call)
         except Refusal:
@@ -201,23 +226,23 @@ class Dispatch:
 
     def _request(self, state: BackendState, payload: bytes) -> tuple[bytes, bytes]:
         """Head and body, all of it written by us but for the allowed headers of the client."""
+        assert self.call.route is not None
+        framing = b"content-type: %b\r\ncontent-length: %d\r\n" % (self.content_type, len(payload))
+        return self._head(state, self.call.route.upstream, framing), payload
+
+    def _head(self, state: BackendState, line: bytes, framing: bytes) -> bytes:
+        """`line`: method and path; `framing`: whole lines that say what body follows."""
         call, client = self.call, self.client
-        assert call.route is not None
         hops = client.header(header_rules.LOOP_MARKER)
         marker = self.runtime.instance if hops is None else hops + b"," + self.runtime.instance
-        head = b"%b HTTP/1.1\r\nhost: %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n" % (
-            call.route.upstream,
-            state.host,
-            self.content_type,
-            len(payload),
-        )
+        head = b"%b HTTP/1.1\r\nhost: %b\r\n%b" % (line, state.host, framing)
         ours = b"accept-encoding: identity\r\nx-request-id: %b\r\n%b: %b\r\n" % (
             call.id.encode(),
             header_rules.LOOP_MARKER,
             marker,
         )
         credential = b"%b: %b\r\n" % state.backend.credential if state.backend.credential else b""
-        return head + header_rules.towards_backend(client.headers) + ours + credential + b"\r\n", payload
+        return head + header_rules.towards_backend(client.headers) + ours + credential + b"\r\n"
 
     async def _pass_on(self, state: BackendState, answer: Answer) -> None:
         call = self.call
@@ -281,7 +306,7 @@ class Dispatch:
         call = self.call
         call.outcome, kind, message = _ENDINGS[reason]
         call.error = reason.value
-        if reason in _FAULTS_OF_BACKENDS and call.backend is not None:
+        if reason in _FAULTS_OF_BACKENDS and call.backend is not None and self.blames_backends:
             self.runtime.fleet.failed(call.backend, reason.value)
         if reason is Interruption.CLIENT_GONE and not call.headers_sent:
             call.status = CLIENT_CLOSED_REQUEST

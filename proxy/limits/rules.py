@@ -1,12 +1,25 @@
 """Limits as the data plane knows them, and the arithmetic of their windows. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
+from typing import NamedTuple
 from zoneinfo import ZoneInfo
+
+from proxy.errors import TooManyRequests
 
 # A rolling window is counted in this many parts; what was used leaves it up to one part late, never early.
 PARTS = 60
+
+
+class Window(NamedTuple):
+    """Where a call is counted."""
+
+    key: str  # of the counter; each window of the calendar has one of its own
+    part: int = 0  # of a rolling window: what is counted now leaves it together
+    oldest: int = 0  # the oldest part that is still in the window
+    ends: float = 0.0  # epoch seconds; 0 = never
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +44,23 @@ class Rule:
         model = f" of {self.model}" if self.model else ""
         return f"{self.amount} {what}{each}{model} for {self.subject}"
 
+    @property
+    def rolls(self) -> bool:
+        return self.window == "seconds"
+
+    def window_at(self, now: float, address: str, zone: str) -> Window:
+        """The window that holds a moment (epoch seconds), for the calls of an address."""
+        # What was counted in other units, or in windows of another kind, says nothing about a changed rule.
+        who = address if self.per_address else self.counted_for
+        key = f"{self.id}:{self.metric}:{self.window}{self.seconds or ''}:{who}"
+        if self.rolls:
+            part = int(now * PARTS // self.seconds)
+            return Window(key, part, part - PARTS, now + 2 * self.seconds)
+        if self.window == "none":
+            return Window(key)
+        start, end = calendar_window(self.window, zone, int(now // 60))
+        return Window(f"{key}:{int(start)}", ends=end)
+
 
 @dataclass(frozen=True, slots=True)
 class Amounts:
@@ -43,6 +73,61 @@ class Amounts:
         if metric == "tokens":
             return self.tokens
         return self.cost if metric == "cost" else 1
+
+    def used(self, metric: str) -> int:
+        """What stays counted when the call has ended."""
+        return 0 if metric == "concurrent" else self.of(metric)
+
+
+class Held(NamedTuple):
+    """What one rule holds for one call."""
+
+    rule: Rule
+    window: Window
+    amount: int
+    total: int  # used and held by all, this call included, when it was reserved
+
+
+class Reservation:
+    """What a call holds until it is settled or released, once: a second time does nothing."""
+
+    __slots__ = ("ended", "held", "id")
+
+    def __init__(self, reservation_id: str, held: list[Held]) -> None:
+        self.id = reservation_id
+        self.held = held
+        self.ended = False
+
+
+def seconds_until_room(
+    rule: Rule, window: Window, parts: Mapping[int, int], total: int, needed: int, now: float
+) -> float:
+    """When `needed` will fit, if nothing else is reserved meanwhile; at least 1."""
+    if rule.metric == "concurrent":
+        return 1.0
+    if not rule.rolls:
+        return max(window.ends - now, 1.0)
+    length = rule.seconds / PARTS
+    for part in sorted(parts):
+        total -= parts[part]
+        if total + needed <= rule.amount:
+            return max((part + 1) * length + rule.seconds - now, 1.0)
+    return float(rule.seconds)
+
+
+def refusal(rule: Rule, total: int, needed: int, wait: float) -> TooManyRequests:
+    """Says which limit is reached, what is left of it and when it will do. `wait`: seconds."""
+    left = max(rule.amount - total, 0)
+    never = needed > rule.amount
+    advice = "It can never fit." if never else f"Try again in {int(wait + 0.999)} s."
+    made = TooManyRequests(
+        f"budget_{rule.metric}" if rule.metric == "cost" else f"limit_{rule.metric}",
+        f"The limit of {rule.describe()} is reached: {left} left, this call needs {needed}. {advice}",
+        retry_after=wait,
+    )
+    if never:
+        made.headers[b"x-should-retry"] = b"false"
+    return made
 
 
 @lru_cache(maxsize=4096)

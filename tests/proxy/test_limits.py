@@ -1,4 +1,4 @@
-"""Rows U6, U7, U9 as far as one process goes: reserve, settle, release; windows that roll, windows of the calendar."""
+"""Rows U6, U7, U9: reserve, settle, release; windows that roll, windows of the calendar. In memory and in Redis."""
 
 import asyncio
 import random
@@ -8,8 +8,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from proxy.errors import TooManyRequests
-from proxy.limits import Amounts, MemoryLimits, Rule, memory
+from proxy.limits import Amounts, MemoryLimits, RedisLimits, Rule, memory
 from proxy.limits.rules import PARTS, calendar_window
+from tests.redis_server import RedisServer
 
 
 class Clock:
@@ -40,27 +41,95 @@ def rule(metric="requests", window="seconds", amount=10, seconds=60, **fields):
 CONCURRENT = {"metric": "concurrent", "window": "none"}
 
 
+class InMemory:
+    """MemoryLimits with the manners of RedisLimits."""
+
+    def __init__(self, zone, clock):
+        self.engine = MemoryLimits(zone, clock)
+
+    async def reserve(self, *asked):
+        return self.engine.reserve(*asked)
+
+    async def held(self):
+        return self.engine.held
+
+    async def total(self, rule, address):
+        return self.engine.total(rule, address)
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+
+class InRedis(RedisLimits):
+    async def held(self):
+        await self.expire()
+        return await super().held()
+
+
+async def connected(limits):
+    """Started, and usable (again)."""
+    if limits._task is None:
+        limits.start()
+    while not limits.usable:
+        await asyncio.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def redis_server():
+    server = RedisServer().start()
+    yield server
+    server.remove()
+
+
 @pytest.fixture
 def clock():
     return Clock()
 
 
+@pytest.fixture(params=["memory", "redis"])
+async def make_limits(request, clock):
+    """The engines, each empty: make_limits(zone)."""
+    made = []
+    if request.param == "redis":
+        server = request.getfixturevalue("redis_server")
+        server.flush()
+
+    async def make(zone="UTC"):
+        if request.param == "memory":
+            return InMemory(zone, clock)
+        limits = InRedis(server.url, zone, clock, lease_seconds=10**9)
+        made.append(limits)
+        await connected(limits)
+        return limits
+
+    yield make
+    for limits in made:
+        await limits.close()
+
+
 @pytest.fixture
-def limits(clock):
-    return MemoryLimits("UTC", clock)
+async def limits(make_limits):
+    return await make_limits()
 
 
-def reserve(limits, *rules, tokens=0, cost=0, model="m:latest", address="10.0.0.1"):
-    return limits.reserve(rules, model, address, Amounts(tokens, cost))
+numbers = iter(range(10**9))
 
 
-def used(limits):
-    return [counter.used for counter in limits.counters.values()]
+async def reserve(limits, *rules, tokens=0, cost=0, model="m:latest", address="10.0.0.1"):
+    return await limits.reserve(f"call-{next(numbers)}", rules, model, address, Amounts(tokens, cost))
 
 
-def refusal(limits, *rules, **call):
+def know(limits, recorded):
+    getattr(limits, "engine", limits).recorded = recorded
+
+
+async def totals(limits, *rules, address="10.0.0.1"):
+    return [await limits.total(rule, address) for rule in rules]
+
+
+async def refusal(limits, *rules, **call):
     with pytest.raises(TooManyRequests) as caught:
-        reserve(limits, *rules, **call)
+        await reserve(limits, *rules, **call)
     return caught.value
 
 
@@ -82,7 +151,7 @@ async def test_u6_of_200_at_once_exactly_10_get_in(limits, limit, tokens):
 
     async def call():
         try:
-            admitted.append(reserve(limits, limit, tokens=tokens))
+            admitted.append(await reserve(limits, limit, tokens=tokens))
         except TooManyRequests:
             return
         await asyncio.sleep(0.01)
@@ -93,139 +162,141 @@ async def test_u6_of_200_at_once_exactly_10_get_in(limits, limit, tokens):
     assert len(admitted) == 10
 
 
-def test_u6_all_limits_are_held_or_none(limits):
+async def test_u6_all_limits_are_held_or_none(limits):
     wide, narrow = rule(amount=100), rule(id=2, amount=1)
-    reserve(limits, wide, narrow)
+    await reserve(limits, wide, narrow)
     for _ in range(5):
-        refusal(limits, wide, narrow)
-    assert used(limits) == [1, 1]
+        await refusal(limits, wide, narrow)
+    assert await totals(limits, wide, narrow) == [1, 1]
 
 
 # Settle and release
 
 
-def test_u6_what_was_estimated_is_replaced_by_what_was_used(limits):
+async def test_u6_what_was_estimated_is_replaced_by_what_was_used(limits):
     limit = rule("tokens", amount=1000)
-    reservation = reserve(limits, limit, tokens=900)
-    refusal(limits, limit, tokens=200)
+    reservation = await reserve(limits, limit, tokens=900)
+    await refusal(limits, limit, tokens=200)
     limits.settle(reservation, Amounts(50))
-    assert used(limits) == [50]
-    reserve(limits, limit, tokens=950)
-    refusal(limits, limit, tokens=1)
+    assert await totals(limits, limit) == [50]
+    await reserve(limits, limit, tokens=950)
+    await refusal(limits, limit, tokens=1)
 
 
-def test_u6_more_than_was_estimated_counts_as_well(limits):
+async def test_u6_more_than_was_estimated_counts_as_well(limits):
     limit = rule("tokens", amount=100)
-    limits.settle(reserve(limits, limit, tokens=10), Amounts(500))
-    assert used(limits) == [500]
-    refusal(limits, limit, tokens=1)
+    limits.settle(await reserve(limits, limit, tokens=10), Amounts(500))
+    assert await totals(limits, limit) == [500]
+    await refusal(limits, limit, tokens=1)
 
 
 @pytest.mark.parametrize("end", ["settle", "release"])
-def test_u6_a_second_end_of_a_call_changes_nothing(limits, end):
-    reservation = reserve(limits, rule("tokens", amount=100), rule(id=2, **CONCURRENT), tokens=30)
+async def test_u6_a_second_end_of_a_call_changes_nothing(limits, end):
+    rules = rule("tokens", amount=100), rule(id=2, **CONCURRENT)
+    reservation = await reserve(limits, *rules, tokens=30)
     if end == "settle":
         limits.settle(reservation, Amounts(30))
     else:
         limits.release(reservation)
-    before = used(limits)
+    before = await totals(limits, *rules)
     limits.settle(reservation, Amounts(99))
     limits.release(reservation)
-    assert used(limits) == before == ([30, 0] if end == "settle" else [0, 0])
+    assert await totals(limits, *rules) == before == ([30, 0] if end == "settle" else [0, 0])
 
 
-def test_u6_a_settled_call_stays_a_request_but_no_concurrent_one(limits):
-    limits.settle(reserve(limits, rule(), rule(id=2, **CONCURRENT)), Amounts())
-    assert used(limits) == [1, 0]
+async def test_u6_a_settled_call_stays_a_request_but_no_concurrent_one(limits):
+    rules = rule(), rule(id=2, **CONCURRENT)
+    limits.settle(await reserve(limits, *rules), Amounts())
+    assert await totals(limits, *rules) == [1, 0]
 
 
-def test_u6_cost_is_counted_in_its_own_unit(limits):
+async def test_u6_cost_is_counted_in_its_own_unit(limits):
     limit = rule("cost", "month", amount=1_000_000_000)
-    limits.settle(reserve(limits, limit, tokens=5, cost=700_000_000), Amounts(5, 300_000_000))
-    reserve(limits, limit, cost=700_000_000)
-    assert refusal(limits, limit, cost=1).code == "budget_cost"
+    limits.settle(await reserve(limits, limit, tokens=5, cost=700_000_000), Amounts(5, 300_000_000))
+    await reserve(limits, limit, cost=700_000_000)
+    assert (await refusal(limits, limit, cost=1)).code == "budget_cost"
 
 
-def test_u6_a_limit_of_one_model_is_for_that_model(limits):
+async def test_u6_a_limit_of_one_model_is_for_that_model(limits):
     limit = rule(model="big:latest", amount=1)
     for _ in range(3):
-        reserve(limits, limit, model="m:latest")
-    reserve(limits, limit, model="big:latest")
-    refusal(limits, limit, model="big:latest")
+        await reserve(limits, limit, model="m:latest")
+    await reserve(limits, limit, model="big:latest")
+    await refusal(limits, limit, model="big:latest")
 
 
-def test_u6_a_shadow_counts_and_never_refuses(limits):
+async def test_u6_a_shadow_counts_and_never_refuses(limits):
     for _ in range(20):
-        reserve(limits, rule(enforced=False))
-    assert used(limits) == [20]
+        await reserve(limits, rule(enforced=False))
+    assert await totals(limits, rule()) == [20]
 
 
-def test_u6_each_address_has_a_counter_of_its_own(limits):
+async def test_u6_each_address_has_a_counter_of_its_own(limits):
     limit = rule(per_address=True, amount=1)
-    reserve(limits, limit, address="10.0.0.1")
-    reserve(limits, limit, address="10.0.0.2")
-    refusal(limits, limit, address="10.0.0.1")
+    await reserve(limits, limit, address="10.0.0.1")
+    await reserve(limits, limit, address="10.0.0.2")
+    await refusal(limits, limit, address="10.0.0.1")
 
 
-def test_u6_each_key_under_a_default_has_a_counter_of_its_own(limits):
-    reserve(limits, rule(amount=1, counted_for="aaaaaaaa"))
-    reserve(limits, rule(amount=1, counted_for="bbbbbbbb"))
-    refusal(limits, rule(amount=1, counted_for="aaaaaaaa"))
+async def test_u6_each_key_under_a_default_has_a_counter_of_its_own(limits):
+    await reserve(limits, rule(amount=1, counted_for="aaaaaaaa"))
+    await reserve(limits, rule(amount=1, counted_for="bbbbbbbb"))
+    await refusal(limits, rule(amount=1, counted_for="aaaaaaaa"))
 
 
-def test_u7_a_new_name_of_its_owner_does_not_refill_a_budget(limits):
-    reserve(limits, rule("tokens", "month", amount=100, subject="the tenant acme"), tokens=100)
-    refusal(limits, rule("tokens", "month", amount=100, subject="the tenant Acme Ltd"), tokens=1)
+async def test_u7_a_new_name_of_its_owner_does_not_refill_a_budget(limits):
+    await reserve(limits, rule("tokens", "month", amount=100, subject="the tenant acme"), tokens=100)
+    await refusal(limits, rule("tokens", "month", amount=100, subject="the tenant Acme Ltd"), tokens=1)
 
 
 @pytest.mark.parametrize(
     "changed", [rule("requests", "day", amount=100), rule("tokens", "hour", amount=100), rule("tokens", amount=100)]
 )
-def test_u7_a_limit_of_another_kind_does_not_inherit_what_it_cannot_read(limits, clock, changed):
+async def test_u7_a_limit_of_another_kind_does_not_inherit_what_it_cannot_read(limits, clock, changed):
     """A calendar count that became part of a rolling window would never leave it."""
-    reserve(limits, rule("tokens", "day", amount=100), tokens=100)
-    reserve(limits, changed, tokens=60)
+    await reserve(limits, rule("tokens", "day", amount=100), tokens=100)
+    await reserve(limits, changed, tokens=60)
 
 
 # Windows that roll
 
 
-def test_u6_a_rolling_window_gives_back_what_has_left_it_and_not_before(limits, clock):
+async def test_u6_a_rolling_window_gives_back_what_has_left_it_and_not_before(limits, clock):
     limit = rule(amount=2, seconds=60)
-    reserve(limits, limit)
+    await reserve(limits, limit)
     clock.now += 30
-    reserve(limits, limit)
+    await reserve(limits, limit)
     clock.now += 29.9
-    refusal(limits, limit)
+    await refusal(limits, limit)
     clock.now += 1 + 60 / PARTS
-    reserve(limits, limit)
-    refusal(limits, limit)
+    await reserve(limits, limit)
+    await refusal(limits, limit)
 
 
 @pytest.mark.parametrize("window", ["seconds", "minute", "hour", "day", "month"])
 @pytest.mark.parametrize("offset", [0, 0.25, 17])
-def test_u6_after_retry_after_it_fits(limits, clock, window, offset):
+async def test_u6_after_retry_after_it_fits(limits, clock, window, offset):
     clock.now += offset
     limit = rule("tokens", window, amount=100, seconds=45)
-    reserve(limits, limit, tokens=60)
+    await reserve(limits, limit, tokens=60)
     clock.now += 3.5
-    reserve(limits, limit, tokens=40)
-    refused = refusal(limits, limit, tokens=50)
+    await reserve(limits, limit, tokens=40)
+    refused = await refusal(limits, limit, tokens=50)
     clock.now += -(-refused.retry_after // 1)
-    reserve(limits, limit, tokens=50)
+    await reserve(limits, limit, tokens=50)
 
 
-def test_u6_what_can_never_fit_says_so(limits):
+async def test_u6_what_can_never_fit_says_so(limits):
     limit = rule("tokens", amount=10)
-    assert refusal(limits, limit, tokens=11).headers[b"x-should-retry"] == b"false"
-    reserve(limits, limit, tokens=10)
-    assert b"x-should-retry" not in refusal(limits, limit, tokens=10).headers
+    assert (await refusal(limits, limit, tokens=11)).headers[b"x-should-retry"] == b"false"
+    await reserve(limits, limit, tokens=10)
+    assert b"x-should-retry" not in (await refusal(limits, limit, tokens=10)).headers
 
 
-def test_u6_a_refusal_says_which_limit_what_is_left_and_when(limits):
+async def test_u6_a_refusal_says_which_limit_what_is_left_and_when(limits):
     limit = rule("tokens", amount=100, seconds=30, subject="the tenant acme")
-    reserve(limits, limit, tokens=70)
-    refused = refusal(limits, limit, tokens=31)
+    await reserve(limits, limit, tokens=70)
+    refused = await refusal(limits, limit, tokens=31)
     assert (refused.status, refused.code) == (429, "limit_tokens")
     for part in ("100 tokens per 30 s for the tenant acme", "30 left", "needs 31", "Try again in"):
         assert part in refused.message
@@ -233,21 +304,19 @@ def test_u6_a_refusal_says_which_limit_what_is_left_and_when(limits):
 
 
 @pytest.mark.parametrize("window", ["seconds", "minute"])
-def test_u6_a_call_that_outlives_its_window_settles_into_nothing(limits, clock, window):
+async def test_u6_a_call_that_outlives_its_window_settles_into_nothing(limits, clock, window):
     limit = rule("tokens", window, amount=100, seconds=10)
-    reservation = reserve(limits, limit, tokens=80)
+    reservation = await reserve(limits, limit, tokens=80)
     clock.now += 120
-    reserve(limits, limit, tokens=100)
+    await reserve(limits, limit, tokens=100)
     limits.settle(reservation, Amounts(5))
-    assert used(limits) == [100]
+    assert await totals(limits, limit) == [100]
 
 
 @pytest.mark.parametrize("window", ["seconds", "minute", "none"])
-def test_u6_nothing_leaks_whatever_happens(window):
+async def test_u6_nothing_leaks_whatever_happens(limits, clock, window):
     """Random calls beside a slow and obvious account of them."""
     rng = random.Random(f"leaks {window}")
-    clock = Clock()
-    limits = MemoryLimits("UTC", clock)
     metric = "concurrent" if window == "none" else "tokens"
     limit = rule(metric, window, amount=1000, seconds=30)
     running, ended = [], []  # (time of admission, amount, reservation), (time of admission, amount)
@@ -260,8 +329,8 @@ def test_u6_nothing_leaks_whatever_happens(window):
         part = 30 / PARTS
         return (when // part + 1) * part > clock.now - 30
 
-    for _ in range(4000):
-        clock.now += rng.choice((0, 0, 0.1, 1, 5, 40))
+    for _ in range(4000 if isinstance(limits, InMemory) else 800):
+        clock.now += rng.choice((0, 0, 0.1, 1, 5, 40, 200))
         if running and rng.random() < 0.5:
             when, _, reservation = running.pop(rng.randrange(len(running)))
             if rng.random() < 0.3:
@@ -277,28 +346,29 @@ def test_u6_nothing_leaks_whatever_happens(window):
             account = sum(held for when, held, _ in running if counts(when))
             account += sum(held for when, held in ended if counts(when))
             try:
-                running.append((clock.now, amount, reserve(limits, limit, tokens=tokens)))
+                running.append((clock.now, amount, await reserve(limits, limit, tokens=tokens)))
                 assert account + amount <= 1000
             except TooManyRequests:
                 assert account + amount > 1000
     for _, _, reservation in running:
         limits.release(reservation)
+    assert await limits.held() == {}
     clock.now += 3600
-    reserve(limits, rule(metric, window, amount=1000, seconds=30), tokens=1000)
+    await reserve(limits, rule(metric, window, amount=1000, seconds=30), tokens=1000)
 
 
-def test_u6_counters_of_those_who_left_are_dropped(limits, clock, monkeypatch):
+async def test_u6_counters_of_those_who_left_are_dropped(clock, monkeypatch):
     monkeypatch.setattr(memory, "TIDY_ABOVE", 100)
-    limits = MemoryLimits("UTC", clock)
+    limits = InMemory("UTC", clock)
     rules = [rule(per_address=True), rule("tokens", "minute", per_address=True, id=2)]
     rules.append(rule(**CONCURRENT, per_address=True, id=3))
-    kept = reserve(limits, *rules, tokens=1, address="10.9.9.9")
+    kept = await reserve(limits, *rules, tokens=1, address="10.9.9.9")
     for number in range(2000):
-        limits.settle(reserve(limits, *rules, tokens=1, address=f"10.0.0.{number}"), Amounts(1))
+        limits.settle(await reserve(limits, *rules, tokens=1, address=f"10.0.0.{number}"), Amounts(1))
         clock.now += 1
     assert len(limits.counters) < 500
     limits.settle(kept, Amounts(1))
-    assert all(count >= 0 for count in used(limits))
+    assert all(counter.total >= 0 for counter in limits.counters.values())
 
 
 # Windows of the calendar
@@ -354,24 +424,45 @@ def test_u9_a_window_holds_the_moments_of_its_own_local_day_or_month(zone):
                     assert before.strftime(shape) != local.strftime(shape), local
 
 
-def test_u9_a_call_belongs_to_the_day_on_which_it_was_admitted(clock):
-    limits = MemoryLimits("Europe/Berlin", clock)
+async def test_u9_a_call_belongs_to_the_day_on_which_it_was_admitted(make_limits, clock):
+    limits = await make_limits("Europe/Berlin")
     clock.now = datetime(2026, 3, 28, 22, 59, 50, tzinfo=UTC).timestamp()  # 23:59:50 before the short day
     limit = rule("tokens", "day", amount=100)
-    reservation = reserve(limits, limit, tokens=90)
-    refusal(limits, limit, tokens=20)
+    reservation = await reserve(limits, limit, tokens=90)
+    await refusal(limits, limit, tokens=20)
     clock.now += 20
-    reserve(limits, limit, tokens=100)
+    await reserve(limits, limit, tokens=100)
     limits.settle(reservation, Amounts(1))
-    assert used(limits) == [100]
+    assert await totals(limits, limit) == [100]
     clock.now = datetime(2026, 3, 29, 21, 59, 59, tzinfo=UTC).timestamp()  # 23:59:59 of 23 hours
-    refusal(limits, limit, tokens=1)
+    await refusal(limits, limit, tokens=1)
     clock.now += 1
-    reserve(limits, limit, tokens=100)
+    await reserve(limits, limit, tokens=100)
 
 
-def test_u9_what_is_left_and_until_when(limits, clock):
-    limit = rule("tokens", "hour", amount=100)
-    reserve(limits, limit, tokens=30)
-    left, seconds = limits.left(limit, "10.0.0.1")
-    assert (left, seconds) == (70, 3600 - clock.now % 3600)
+async def test_u7_a_budget_begins_with_what_the_rollups_know(limits, clock):
+    """After a restart, or with a Redis that lost everything; never less than that."""
+    limit = rule("cost", "month", amount=100)
+    know(limits, {limit.window_at(clock.now, "", "UTC").key: 60})
+    running = await reserve(limits, limit, cost=30)
+    assert await totals(limits, limit) == [90]
+    know(limits, {limit.window_at(clock.now, "", "UTC").key: 65})
+    assert ((await refusal(limits, limit, cost=10))).code == "budget_cost"
+    limits.settle(running, Amounts(0, 5))
+    assert await totals(limits, limit) == [70]
+    await reserve(limits, limit, cost=30)
+
+
+@pytest.mark.parametrize("step", [-3600, -7, 7, 3600])
+async def test_u9_a_clock_that_was_set_loses_nothing_that_is_in_the_window(limits, clock, step):
+    limit = rule("tokens", amount=100, seconds=10_000)
+    running = [await reserve(limits, limit, tokens=30)]
+    clock.now += step
+    running.append(await reserve(limits, limit, tokens=30))
+    await refusal(limits, limit, tokens=60)
+    for reservation in running:
+        limits.settle(reservation, Amounts(1))
+    assert await totals(limits, limit) == [2]
+    assert await limits.held() == {}
+    clock.now += 30_000
+    await reserve(limits, limit, tokens=100)

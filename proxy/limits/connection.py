@@ -1,0 +1,117 @@
+"""One pipelined connection to Redis. Commands are written at once; answers come in the order of the commands.
+
+redis-py's asyncio client costs several times the round trip in CPU; this is what the path of a call needs of it.
+"""
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import hiredis
+
+Argument = bytes | str | int | float
+
+
+class RedisAway(Exception):
+    """No answer: not connected, refused, hung. Whether a command was carried out is not known."""
+
+
+class Connection(asyncio.Protocol):
+    def __init__(self, loop: asyncio.AbstractEventLoop, patience: float) -> None:
+        """`patience`: seconds for an answer; the connection is given up with the first that does not come."""
+        self._loop = loop
+        self._patience = patience
+        self._reader = hiredis.Reader()
+        self._transport: asyncio.Transport | None = None
+        # In the order of the commands: (future, when it must be answered). None: nobody asks for the answer.
+        self._waiting: deque[tuple[asyncio.Future[Any] | None, float]] = deque()
+        self._alarm: asyncio.TimerHandle | None = None
+        self.closed = False
+
+    @classmethod
+    async def open(cls, url: str, patience: float) -> "Connection":
+        """Connects and signs in. `url`: redis[s]://[[user]:password@]host[:port][/database]. Raises RedisAway."""
+        loop = asyncio.get_running_loop()
+        parts = urlsplit(url)
+        tls = ssl.create_default_context() if parts.scheme == "rediss" else None
+        try:
+            async with asyncio.timeout(1):
+                if parts.scheme == "unix":
+                    _, connection = await loop.create_unix_connection(lambda: cls(loop, patience), parts.path)
+                else:
+                    _, connection = await loop.create_connection(
+                        lambda: cls(loop, patience), parts.hostname or "localhost", parts.port or 6379, ssl=tls
+                    )
+                if parts.password:
+                    user = [unquote(parts.username)] if parts.username else []
+                    await connection.ask("AUTH", *user, unquote(parts.password))
+                database = parts.path.strip("/")
+                if parts.scheme != "unix" and database not in ("", "0"):
+                    await connection.ask("SELECT", database)
+        except (OSError, TimeoutError, hiredis.HiredisError) as exc:
+            raise RedisAway(f"{type(exc).__name__}: {exc}") from exc
+        return connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        try:
+            while (reply := self._reader.gets()) is not False:
+                future, _ = self._waiting.popleft()
+                if future is None or future.done():
+                    continue
+                if isinstance(reply, hiredis.ReplyError):
+                    future.set_exception(reply)
+                else:
+                    future.set_result(reply)
+        except (hiredis.ProtocolError, IndexError):
+            self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        if self._alarm is not None:
+            self._alarm.cancel()
+        for future, _ in self._waiting:
+            if future is not None and not future.done():
+                future.set_exception(RedisAway(f"the connection was lost ({exc or 'closed'})"))
+        self._waiting.clear()
+
+    def ask(self, *command: Argument) -> asyncio.Future[Any]:
+        """The answer to a command: int, bytes, list or None. Raises RedisAway, hiredis.ReplyError."""
+        future = self._loop.create_future()
+        self._send(command, future)
+        return future
+
+    def tell(self, *command: Argument) -> None:
+        """Sends a command whose answer nobody waits for. Raises RedisAway where it cannot be sent."""
+        self._send(command, None)
+
+    def _send(self, command: Sequence[Argument], future: asyncio.Future[Any] | None) -> None:
+        if self.closed or self._transport is None or self._transport.is_closing():
+            raise RedisAway("not connected")
+        deadline = self._loop.time() + self._patience
+        self._waiting.append((future, deadline))
+        self._transport.write(hiredis.pack_command(command))
+        if self._alarm is None:
+            self._alarm = self._loop.call_at(deadline, self._look)
+
+    def _look(self) -> None:
+        """Gives the connection up when the oldest answer is overdue: a hung Redis answers none of them."""
+        self._alarm = None
+        if not self._waiting:
+            return
+        deadline = self._waiting[0][1]
+        if deadline <= self._loop.time():
+            self.abort()
+        else:
+            self._alarm = self._loop.call_at(deadline, self._look)
+
+    def abort(self) -> None:
+        self.closed = True
+        if self._transport is not None:
+            self._transport.abort()

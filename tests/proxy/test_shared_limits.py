@@ -1,0 +1,205 @@
+"""Rows U6, U7, S6: limits of several workers in one Redis; leases of workers that died; Redis that is away."""
+
+import asyncio
+import time
+
+import pytest
+
+from proxy.errors import TooManyRequests
+from proxy.limits import Amounts, Limits, RedisLimits
+from proxy.limits.connection import RedisAway
+from tests.proxy.test_limits import CONCURRENT, Clock, connected, numbers, reserve, rule
+from tests.redis_server import RedisServer
+
+
+@pytest.fixture
+def redis_server():
+    server = RedisServer().start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+async def worker(redis_server, clock):
+    """worker(): another process' engine."""
+    made = []
+
+    async def make(**options):
+        limits = RedisLimits(redis_server.url, "UTC", clock, **options)
+        await connected(limits)
+        made.append(limits)
+        return limits
+
+    yield make
+    for limits in made:
+        await limits.close()
+
+
+def died(limits):
+    """kill -9: it renews nothing, and tells no end."""
+    limits._task.cancel()
+    limits._connection.abort()
+
+
+@pytest.mark.parametrize(
+    ("limit", "tokens", "cost"),
+    [
+        (rule(amount=10), 0, 0),
+        (rule("tokens", "month", amount=1099), 100, 0),
+        (rule("cost", "day", amount=10_000), 0, 1000),
+        (rule(**CONCURRENT, amount=10), 0, 0),
+    ],
+)
+async def test_u6_of_200_at_once_over_4_workers_exactly_10_get_in(worker, limit, tokens, cost):
+    workers = [await worker() for _ in range(4)]
+
+    async def call(number):
+        limits = workers[number % 4]
+        try:
+            return limits, await reserve(limits, limit, tokens=tokens, cost=cost)
+        except TooManyRequests:
+            return None
+
+    admitted = [pair for pair in await asyncio.gather(*map(call, range(200))) if pair]
+    assert len(admitted) == 10
+    for limits, reservation in admitted:
+        limits.settle(reservation, Amounts(1, 1))
+    for limits in workers:
+        await limits.held()  # what was sent before has been carried out
+    assert await workers[0].held() == {}
+
+
+async def test_u6_what_a_dead_worker_held_comes_back_with_its_lease(worker, clock):
+    dead, alive = await worker(), await worker()
+    rules = rule(**CONCURRENT, amount=1), rule("tokens", "day", id=2, amount=100), rule(id=3, amount=2, seconds=600)
+    await reserve(dead, *rules, tokens=100)
+    died(dead)
+    clock.now += 29
+    assert await alive.expire() == 0
+    with pytest.raises(TooManyRequests):
+        await reserve(alive, *rules, tokens=10)
+    clock.now += 2
+    assert await alive.expire() == 1
+    assert await alive.held() == {}
+    # The request was made, and stays counted.
+    assert [await alive.total(limit, "") for limit in rules] == [0, 0, 1]
+    await reserve(alive, *rules, tokens=100)
+
+
+async def test_u6_the_lease_of_a_call_that_runs_is_renewed(worker, clock):
+    busy, other = await worker(), await worker()
+    limit = rule(**CONCURRENT, amount=1)
+    reservation = await reserve(busy, limit)
+    for _ in range(5):
+        clock.now += 20
+        await busy._renew()
+        assert await other.expire() == 0
+    busy.settle(reservation, Amounts())
+    await busy.held()
+    await reserve(other, limit)
+
+
+async def test_u6_a_worker_that_was_stopped_for_long_settles_without_giving_back_twice(worker, clock):
+    stopped, other = await worker(), await worker()
+    limit = rule("tokens", "day", amount=100)
+    reservation = await reserve(stopped, limit, tokens=60)
+    clock.now += 40
+    await other.expire()
+    await reserve(other, limit, tokens=50)
+    stopped.settle(reservation, Amounts(20))
+    await stopped.held()
+    assert await other.total(limit, "") == 70
+
+
+def both(server, clock):
+    return Limits("UTC", clock, server.url)
+
+
+async def call(limits, *rules, tokens=0):
+    arguments = (f"call-{next(numbers)}", rules, "m:latest", "10.0.0.1", Amounts(tokens))
+    return await limits.reserve_shared(*arguments) if limits.is_shared else limits.reserve(*arguments)
+
+
+@pytest.mark.parametrize("trouble", ["kill", "pause", "flush", "restart"])
+async def test_s6_without_redis_each_process_goes_on_by_itself_until_it_is_back(redis_server, clock, trouble):
+    limits = both(redis_server, clock)
+    limits.start()
+    await connected(limits.shared)
+    limit = rule(amount=100, seconds=60)
+    before = await call(limits, limit)
+    if trouble == "restart":
+        redis_server.kill()
+        redis_server.start()
+    else:
+        getattr(redis_server, trouble)()
+        if trouble == "flush":
+            with redis_server.client() as client:
+                client.script_flush()
+    waits = []
+    for _ in range(30):
+        began = time.monotonic()
+        running = await call(limits, limit)
+        limits.settle(running, Amounts(5))
+        waits.append(time.monotonic() - began)
+    print(
+        f"{trouble}: the longest of 30 calls waited {max(waits) * 1000:.0f} ms, their median {sorted(waits)[15]:.4f} s"
+    )
+    # The first to ask waits its 50 ms; the next ones are not told to.
+    assert sum(wait > 0.04 for wait in waits) <= 2
+    limits.settle(before, Amounts(5))
+    if trouble == "kill":
+        redis_server.start()
+    if trouble == "pause":
+        redis_server.resume()
+    await connected(limits.shared)
+    again = await call(limits, limit)
+    limits.settle(again, Amounts(1))
+    assert await limits.shared.held() == {}
+    assert limits.memory.held == {}
+    await limits.close()
+
+
+async def test_s6_a_budget_outlives_a_redis_that_lost_everything(redis_server, clock):
+    limits = both(redis_server, clock)
+    limits.start()
+    await connected(limits.shared)
+    limit = rule("tokens", "month", amount=100)
+    limits.settle(await call(limits, limit, tokens=90), Amounts(90))
+    limits.know({limit.window_at(clock.now, "", "UTC").key: 90})
+    redis_server.kill()
+    for _ in range(2):
+        with pytest.raises(TooManyRequests):
+            await call(limits, limit, tokens=20)
+    redis_server.start()
+    await connected(limits.shared)
+    with pytest.raises(TooManyRequests):
+        await call(limits, limit, tokens=20)
+    await limits.close()
+
+
+async def test_s6_what_ended_while_redis_was_away_is_told_when_it_is_back(worker, redis_server):
+    limits = await worker()
+    limit = rule("tokens", "day", amount=100)
+    running = await reserve(limits, limit, tokens=80)
+    redis_server.pause()
+    with pytest.raises(RedisAway):
+        await reserve(limits, limit, tokens=1)
+    limits.settle(running, Amounts(7))
+    redis_server.resume()
+    await connected(limits)
+    await limits.held()
+    assert await limits.total(limit, "") == 7
+
+
+async def test_s6_a_redis_that_was_never_there_hurts_nobody(clock):
+    limits = Limits("UTC", clock, "redis://127.0.0.1:1/0")
+    limits.start()
+    await asyncio.sleep(0)
+    reservation = await call(limits, rule())
+    limits.settle(reservation, Amounts())
+    await limits.close()
