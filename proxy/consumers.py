@@ -11,6 +11,8 @@ from proxy.call import Call
 from proxy.client import Client, ClientGone, Headers, Receive, Scope, Send
 from proxy.client_address import client_address, is_in, parse_address
 from proxy.cors import WITHHELD, Origins, granted, preflight
+from proxy.dialects.anthropic import token_count
+from proxy.dialects.base import go_json
 from proxy.dispatch import Dispatch
 from proxy.errors import (
     Forbidden,
@@ -114,6 +116,10 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
         request = await read_request(call, client, rules, runtime.configuration, runtime.fleet)
         if runtime.snapshot is not rules and not runtime.may_go_on(call):
             raise Unauthorized("invalid_key", NOT_ACCEPTED)  # withdrawn while the body was on its way (A8)
+        if kind is Kind.COUNT:
+            client.added_headers = [*client.added_headers, (b"x-gateway-estimated", b"true")]
+            await self.say(call, client, go_json({"input_tokens": token_count(request)}), JSON)
+            return
         if call.answered_as_unloaded:
             await self.say(call, client, unloaded(call), JSON)
             return

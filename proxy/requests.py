@@ -1,6 +1,7 @@
 """From the bytes of a request to what will be sent: body, model, policy."""
 
 import asyncio
+from contextlib import aclosing
 from typing import Any
 
 from proxy import body, expansion
@@ -12,6 +13,7 @@ from proxy.configuration import Configuration
 from proxy.dialects.base import Endpoint, Pin, Request, go_json
 from proxy.errors import BadRequest, NotFound, UnsupportedEncoding
 from proxy.fleet import Fleet
+from proxy.forms import Form, FormReader
 from proxy.snapshot import Key, Policy, Snapshot
 
 
@@ -23,16 +25,11 @@ async def read_request(
     assert call.route.endpoint is not None
     assert call.key is not None
     endpoint = call.route.endpoint
-    compressed = client.header(b"content-encoding") is not None and _is_compressed(client, endpoint)
-    raw = await client.body(configuration.max_body_bytes)
-    call.bytes_in = len(raw)
-    if compressed:
-        raw = await _expanded(raw, min(expansion.MAX_EXPANDED, configuration.max_body_bytes))
-    call.prompt_bytes = len(raw)
-    if len(raw) <= body.COUNTED_ABOVE:
-        request = body.read(raw, endpoint.schema)
+    if endpoint.read_form is None:
+        request = await _read_object(call, client, endpoint, configuration.max_body_bytes)
     else:
-        request = await _object_in(raw, endpoint.schema)
+        request = endpoint.read_form(await _read_form(call, client))
+    call.prompt_bytes = endpoint.weigh(request, call.prompt_bytes)
     asked = request.get("model") if len(endpoint.names) == 1 else _one_name(request, endpoint)
     await _name_model(call, snapshot, fleet, asked)
     assert call.model is not None
@@ -43,6 +40,30 @@ async def read_request(
     call.end_user = call.end_user or header_rules.stored_text(endpoint.end_user(request), 128)
     _govern(call, request, endpoint, snapshot, configuration)
     return request
+
+
+async def _read_object(call: Call, client: Client, endpoint: Endpoint, limit: int) -> Request:
+    compressed = client.header(b"content-encoding") is not None and _is_compressed(client, endpoint)
+    raw = await client.body(limit)
+    call.bytes_in = len(raw)
+    if compressed:
+        raw = await _expanded(raw, min(expansion.MAX_EXPANDED, limit))
+    call.prompt_bytes = len(raw)
+    if len(raw) <= body.COUNTED_ABOVE:
+        return body.read(raw, endpoint.schema)
+    return await _object_in(raw, endpoint.schema)
+
+
+async def _read_form(call: Call, client: Client) -> Form:
+    if client.header(b"content-encoding") is not None:
+        raise UnsupportedEncoding("unsupported_encoding", "Send the form without Content-Encoding.")
+    kinds = [value for name, value in client.headers if name == b"content-type"]
+    reader = FormReader(kinds[0] if len(kinds) == 1 else b"", "file")
+    async with aclosing(client.chunks()) as pieces:
+        async for piece in pieces:
+            call.bytes_in += len(piece)
+            reader.feed(piece)
+    return reader.form
 
 
 def _is_compressed(client: Client, endpoint: Endpoint) -> bool:

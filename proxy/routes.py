@@ -18,6 +18,7 @@ class Kind(Enum):
     SHOW = auto()  # asked of a backend that has the model, without a slot
     GENERATION = auto()
     EMBEDDING = auto()
+    COUNT = auto()  # an estimate of ours, for nobody's bill
 
 
 class Right(Enum):
@@ -79,6 +80,8 @@ _ROUTES: list[Route] = [
     _post("/v1/embeddings", Kind.EMBEDDING, missing_model=_NOT_FOUND, unknown_model=_PULL_FIRST),
     _post("/v1/responses", Kind.GENERATION),
     _post("/v1/messages", Kind.GENERATION),
+    _post("/v1/messages/count_tokens", Kind.COUNT),
+    _post("/v1/audio/transcriptions", Kind.GENERATION),
 ]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from proxy.dialects import anthropic, ollama, openai, responses
+from proxy.dialects import anthropic, ollama, openai, responses, transcriptions
 from proxy.dialects.base import Dialect, Endpoint
 
 __all__ = ["ANTHROPIC", "ENDPOINTS", "OLLAMA", "OPENAI", "RESPONSES", "Dialect", "Endpoint", "of_path"]
@@ -17,6 +17,7 @@ ENDPOINTS: Mapping[str, Endpoint] = {
     **ollama.ENDPOINTS,
     **openai.ENDPOINTS,
     **responses.ENDPOINTS,
+    **transcriptions.ENDPOINTS,
     **anthropic.ENDPOINTS,
 }
 

@@ -7,7 +7,7 @@ import orjson
 
 from proxy import body
 from proxy.body import Schema
-from proxy.dialects import openai, web_search
+from proxy.dialects import ollama, openai, web_search
 from proxy.dialects.base import NOTHING, Endpoint, Governed, Pin, Request, Usage, go_json
 from proxy.errors import BadRequest
 from proxy.metering import AnswerMeter, EventForm, EventMeter, Meter
@@ -117,6 +117,36 @@ def generated(answer: dict[str, Any]) -> int:
     return size
 
 
+# What a model that sees makes of one picture, about.
+TOKENS_PER_IMAGE = 800
+
+
+def token_count(request: Request) -> int:
+    """An estimate of the prompt: four bytes are a token, as Ollama itself guesses. There is nobody to ask."""
+    texts = 0
+    images = 0
+    waiting: list[Any] = [request.get("system"), request.get("messages"), request.get("tools")]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            texts += len(value.encode())
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, dict):
+            if value.get("type") == "image":
+                images += 1
+                continue
+            waiting += [value.get(name) for name in ("content", "text", "thinking", "name", "description")]
+            texts += sum(len(orjson.dumps(value[name])) for name in ("input", "input_schema") if value.get(name))
+    return -(-texts // 4) + images * TOKENS_PER_IMAGE
+
+
+def leave(request: Request, pin: Pin) -> Governed:
+    if not request.get("messages"):
+        raise BadRequest("messages is required")
+    return Governed()
+
+
 EVENTS = EventForm(
     token=b"event: content_block_delta\n",
     reporting=(b"event: message_delta\n",),
@@ -139,7 +169,9 @@ ENDPOINTS: Mapping[str, Endpoint] = {
         wants_stream=openai.wants_stream,
         end_user=end_user,
         takes_zstd=True,
-    )
+    ),
+    # Ollama has no such route; we answer it.
+    "/v1/messages/count_tokens": Endpoint(schema=REQUEST, govern=leave, meter=ollama.nothing_to_meter, takes_zstd=True),
 }
 
 

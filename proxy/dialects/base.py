@@ -8,6 +8,7 @@ import orjson
 
 if TYPE_CHECKING:
     from proxy.body import Schema
+    from proxy.forms import Form
     from proxy.metering import Meter
 
 Request = dict[str, Any]
@@ -86,6 +87,10 @@ def nobody(request: Request) -> str:
     return ""
 
 
+def as_long(request: Request, size: int) -> int:
+    return size
+
+
 def in_json(request: Request) -> tuple[bytes, bytes]:
     return b"application/json", orjson.dumps(request)
 
@@ -102,6 +107,8 @@ class Endpoint:
     wants_stream: Callable[[Request], bool] = no_stream
     unloads: Callable[[Request], bool] = no_stream  # asks for nothing but that the model be unloaded
     names: tuple[str, ...] = ("model",)  # the fields that may name the model
+    read_form: "Callable[[Form], Request] | None" = None  # where the body is a multipart form; raises BadRequest
     takes_zstd: bool = False  # whether Ollama takes compressed requests there
     end_user: Callable[[Request], str] = nobody  # whom the app says it calls for; unverified
+    weigh: Callable[[Request, int], int] = as_long  # (…, size of the body) → bytes of which four are a token
     written: Callable[[Request], tuple[bytes, bytes]] = in_json  # (content type, body) of the request upstream

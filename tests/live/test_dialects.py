@@ -610,3 +610,112 @@ async def test_j9_broken_zstd_is_400(client, fake):
         for body in (b"", b"junk", whole[:-9], whole[:3], b"\x28\xb5\x2f\xfd" + b"\xff" * 50, whole + b"junk"):
             answer = await client.post("/v1/messages", content=body, headers={"content-encoding": "zstd"})
             assert answer.status_code == 400, body
+
+
+# Routes that Ollama lacks, or answers in its own way
+
+
+async def test_tokens_are_counted_by_us_and_the_count_is_marked(gateway, client, fake):
+    request = {
+        "model": "llama3.2",
+        "system": [{"type": "text", "text": "s" * 400}],
+        "messages": [
+            {"role": "user", "content": "x" * 4000},
+            {"role": "user", "content": [{"type": "text", "text": "y" * 400}, {"type": "image", "source": PICTURE}]},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {"a": "z" * 400}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "r" * 400}]},
+        ],
+        "tools": [{"name": "f", "description": "d" * 400, "input_schema": {"type": "object"}}],
+    }
+    before = len(gateway.records())
+    with no_calls(fake):
+        answer = await client.post("/v1/messages/count_tokens?beta=true", json=request)
+    assert answer.status_code == 200
+    assert answer.headers["x-gateway-estimated"] == "true"
+    assert answer.headers["content-type"].startswith("application/json")
+    count = answer.json()["input_tokens"]
+    assert 1500 + 800 <= count <= 1520 + 800
+    last = await client.post("/v1/messages", json=body_of("/v1/messages"))
+    await record_of(gateway, last)
+    assert len(gateway.records()) == before + 1, "counting is no call"
+
+
+PICTURE = {"type": "base64", "media_type": "image/png", "data": "A" * 40_000}
+
+
+async def test_counting_tokens_needs_the_same_rights_as_using_them(gateway, client, fake):
+    path, least = "/v1/messages/count_tokens", {"model": "llama3.2", "messages": HI}
+
+    async def refused(status, kind, key=gateway.key, **fields):
+        headers = {"authorization": f"Bearer {key}"}
+        answer = await client.post(path, json={**least, **fields}, headers=headers)
+        assert (answer.status_code, error_of("/v1/messages", answer)[0]) == (status, kind)
+
+    _, no_key = gateway.make_key("lists", may_infer=False)
+    with no_calls(fake):
+        await refused(401, "authentication_error", key="nope")
+        await refused(404, "not_found_error", key=gateway.narrow_key, model="qwen3:8b")
+        await refused(404, "not_found_error", model="x:cloud")
+        await refused(400, "invalid_request_error", messages=[])
+        await refused(400, "invalid_request_error", model="")
+        for _ in range(50):  # until the rules are there
+            answer = await client.post(path, json=least, headers={"authorization": f"Bearer {no_key}"})
+            if answer.status_code != 401:
+                break
+            await asyncio.sleep(0.1)
+        assert answer.status_code == 403
+
+
+SOUND = b"RIFF\r\n--x\x00\xff" * 1000
+
+
+@pytest.mark.parametrize("wanted", [None, "json", "text", "verbose_json"])
+async def test_j11_sound_goes_on_in_a_form_of_our_own(gateway, client, fake, wanted):
+    fields = {"model": "LLAMA3.2", "language": "de", "prompt": "p" * 40, "temperature": "0", "api_base": "http://evil"}
+    if wanted:
+        fields["response_format"] = wanted
+    fake.faults(times=1, path="/v1/audio/transcriptions", tokens=9)
+    with new_calls(fake) as seen:
+        answer = await client.post(
+            "/v1/audio/transcriptions", data=fields, files={"file": ("../../etc/passwd", SOUND, "text/html")}
+        )
+    assert answer.status_code == 200
+    text = " ".join(f"tok{number}" for number in range(1, 10))
+    if wanted == "text":
+        assert answer.headers["content-type"].startswith("text/plain")
+        assert answer.text == text
+    else:
+        assert answer.json() == {"text": text}
+    (call,) = seen
+    assert call.header("content-type").startswith("multipart/form-data; boundary=")
+    assert SOUND in call.body
+    assert b'name="model"\r\n\r\nllama3.2\r\n' in call.body
+    for dropped in (b"temperature", b"api_base", b"evil", b"passwd", b"html"):
+        assert dropped not in call.body
+    record = await record_of(gateway, answer)
+    assert (record.outcome, record.estimated, record.stream) == ("ok", True, False)
+    assert record.completion_tokens == -(-len(text) // 4)
+    assert record.prompt_tokens == 10 + -(-len(SOUND) // 640) + -(-len("de" + (wanted or "")) // 4)
+    assert record.bytes_in > len(SOUND)
+
+
+async def test_j11_a_form_that_is_none_is_told_in_the_dialect(gateway, client, fake):
+    path = "/v1/audio/transcriptions"
+
+    async def refused(status, text, **request):
+        answer = await client.post(path, **request)
+        assert answer.status_code == status, answer.text
+        assert text in error_of(path, answer)[1]
+
+    form = {"files": {"file": ("a.wav", SOUND)}}
+    with no_calls(fake):
+        await refused(400, "multipart", json={"model": "llama3.2"})
+        await refused(400, "model is required", **form)
+        await refused(400, '"file" is required', data={"model": "llama3.2"}, files={"x": ("a", b"b")})
+        await refused(400, "audio file is empty", data={"model": "llama3.2"}, files={"file": ("a.wav", b"")})
+        await refused(400, "twice", data={"model": ["llama3.2", "qwen3:8b"]}, **form)
+        await refused(404, "model 'nope' not found", data={"model": "nope"}, **form)
+        await refused(404, "not found", data={"model": "x:cloud"}, **form)
+        await refused(415, "Content-Encoding", data={"model": "llama3.2"}, headers={"content-encoding": "zstd"}, **form)
+        both = httpx.Headers([("content-type", "multipart/form-data; boundary=a")] * 2)
+        await refused(400, "multipart", content=b"--a--\r\n", headers=both)
