@@ -36,8 +36,8 @@ async def hostile():
         yield backend
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def gateway(make_shared_gateway, shared_fake, hostile, proxy_trap, tmp_path_factory):
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["wire", "httpx"])
+async def gateway(request, make_shared_gateway, shared_fake, hostile, proxy_trap, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     (home / ".netrc").write_text("machine 127.0.0.1 login bob password netrc-secret\n")
     trap = "http://{}:{}".format(*proxy_trap.getsockname())
@@ -53,10 +53,11 @@ async def gateway(make_shared_gateway, shared_fake, hostile, proxy_trap, tmp_pat
         no_proxy="",
         **proxies,
     )
-    made.make_backend(shared_fake.url)
-    made.make_backend(hostile.url, "evil")
+    made.make_backend(shared_fake.url, transport=request.param)
+    made.make_backend(hostile.url, "evil", transport=request.param)
     made.key_row, made.key = made.make_key()
-    return await asyncio.to_thread(made.start)
+    yield await asyncio.to_thread(made.start)
+    made.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")

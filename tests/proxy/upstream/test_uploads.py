@@ -85,7 +85,10 @@ async def test_a_body_is_framed_as_the_head_says(peer, pool, framing, sent):
 
 async def test_p8_a_clients_header_does_not_change_the_framing(peer, pool):
     """It cannot hold the line breaks that our own line has."""
-    request = (b"POST /x HTTP/1.1\r\nhost: x\r\nuser-agent: transfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n", b"")
+    request = (
+        b"POST /x HTTP/1.1\r\nhost: x\r\nuser-agent: transfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n",
+        b"",
+    )
 
     async def serve():
         connection = await peer.accept()
