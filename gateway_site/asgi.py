@@ -73,6 +73,9 @@ sockets = AllowedHostsOriginValidator(
 
 
 async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
+    if settings.METRICS_PORT and (scope.get("server") or (None, None))[1] == settings.METRICS_PORT:
+        await send({"type": "websocket.close"})
+        return
     try:
         await sockets(scope, receive, send)
     except (DatabaseError, InterfaceError) as exc:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -151,6 +152,9 @@ CHANNEL_LAYERS = {
             },
         }
         if REDIS_URL
+        # For the workers of one machine. Where there are no Unix sockets, there is one process (Windows).
+        else {"BACKEND": "proxy.live.local_layer.LocalChannelLayer", "CONFIG": {"directory": DATA_DIR / "run"}}
+        if hasattr(socket, "AF_UNIX")
         else {"BACKEND": "channels.layers.InMemoryChannelLayer"}
     )
 }
@@ -281,6 +285,7 @@ GATEWAY = Configuration(
     auth_header=env.text("AUTH_HEADER", "Authorization").lower().encode("ascii"),
     trusted_proxies=TRUSTED_PROXIES,
     time_zone=TIME_ZONE,
+    redis_url=REDIS_URL,
     currency=env.text("CURRENCY", "EUR"),
     max_body_bytes=env.integer("MAX_BODY_BYTES", 20 << 20, minimum=1024),
     default_output_tokens=env.integer("DEFAULT_OUTPUT_TOKENS", 4096, minimum=1),

@@ -4,6 +4,7 @@ from django.urls import include, path
 
 from gateway_site import error_pages, health
 from proxy import key_pages, setup_pages
+from proxy.live.views import live
 from tenants import sign_in
 from tenants.urls import urls as people_and_keys
 from tenants.views.keys import Known
@@ -22,6 +23,7 @@ urlpatterns = [
     path(settings.METRICS_PATH[1:], health.metrics),
     path("", usage.home, name="home"),
     path("usage/", usage.usage, name="usage"),
+    path("live/", live, name="live"),
     *people_and_keys(known),
     *setup_pages.urls(),
     path("admin/login/", sign_in.admin_login),

@@ -26,6 +26,7 @@ from tests.postgres import Cluster
 DATA_DIR = Path(tempfile.mkdtemp(prefix="ogw-tests-"))
 os.environ["DATA_DIR"] = str(DATA_DIR)
 settings.DATA_DIR = DATA_DIR
+settings.CHANNEL_LAYERS["default"]["CONFIG"]["directory"] = DATA_DIR / "run"
 settings.GATEWAY = dataclasses.replace(settings.GATEWAY, spool_dir=DATA_DIR / "spool")
 if "sqlite" in settings.DATABASES["default"]["ENGINE"]:
     # Where a test that pytest-django does not know to use the database would look.

@@ -50,6 +50,7 @@ class Subscription:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=SEND_SECONDS)
+            await self._begin_anew()
 
     def tell(self, message: Message, channel: str = "") -> None:
         """To one process by its channel, else to all workers, this one included. Best effort; returns at once."""

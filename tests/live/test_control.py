@@ -12,7 +12,7 @@ import pytest
 
 from proxy.models import CallCancellation
 from tenants.models import ApiKey
-from tests.live.gateway import ROOT
+from tests.live.gateway import ROOT, free_port
 from tests.redis_server import RedisServer
 
 # What is promised, and what a busy machine may need now and then; the figures are printed.
@@ -88,13 +88,23 @@ def judge(what, figures, capsys):
     assert sorted(figures)[int(0.9 * len(figures))] <= WITHIN
 
 
-@pytest.fixture(params=["redis", "no redis"])
-def layer(request):
-    return {"REDIS_URL": request.getfixturevalue("redis_server").url} if request.param == "redis" else {}
+@pytest.fixture(
+    params=["redis", "no redis", "dead redis", pytest.param("dead redis, postgresql", marks=pytest.mark.postgres)]
+)
+def setting(request):
+    """What a gateway has to carry a cancel: Redis, sockets of its machine, or the database alone."""
+    options = {}
+    if request.param == "redis":
+        options["REDIS_URL"] = request.getfixturevalue("redis_server").url
+    if "dead" in request.param:
+        options["REDIS_URL"] = f"redis://127.0.0.1:{free_port()}/0"
+    if "postgresql" in request.param:
+        options["database_url"] = request.getfixturevalue("postgres_url")
+    return options
 
 
-async def test_cancel_call_ends_a_call_in_whichever_worker_runs_it(make_gateway, fake, layer, capsys):
-    gateway, [(_, key)] = gateway_with(make_gateway, fake, **layer)
+async def test_cancel_call_ends_a_call_in_whichever_worker_runs_it(make_gateway, fake, setting, capsys):
+    gateway, [(_, key)] = gateway_with(make_gateway, fake, **setting)
     figures = []
     async with streams(gateway, key, count=3) as opened:
         spared, *cancelled = opened
