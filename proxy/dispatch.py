@@ -25,6 +25,7 @@ from proxy.errors import (
 from proxy.fleet.state import BackendState
 from proxy.ledger.rows import AT, Row
 from proxy.limits import Amounts, Rule
+from proxy.limits.rules import headers as limit_headers
 from proxy.metering import Meter
 from proxy.relay import Relay, busy, refusal_of
 from proxy.routes import Kind
@@ -270,6 +271,9 @@ class Dispatch:
             (b"x-gateway-queue-ms", b"%d" % (call.queue_seconds * 1000)),
             *header_rules.SAFETY,
         ]
+        if call.reservation is not None and call.reservation.held:
+            states = ((rule, window, total) for rule, window, _, total in call.reservation.held)
+            headers += limit_headers(states, self.runtime.now())
         if call.adjusted:
             headers.append((b"x-gateway-adjusted", ", ".join(call.adjusted).encode("ascii", "replace")))
         if call.stream:

@@ -18,6 +18,7 @@ from proxy.cancellation import EFFECTIVE
 from proxy.credentials import unseal
 from proxy.default_models import CHAT, EMBEDDING
 from proxy.ip_rules import normalised
+from proxy.limits import recorded
 from proxy.limits.rules import Rule
 from proxy.model_names import canonical_pattern
 from proxy.models import Backend as BackendModel
@@ -32,13 +33,17 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
 RETRY_SECONDS = 0.5
+# How often the limits are told what the roll-ups say.
+RECORDED_SECONDS = 30.0
 
 
 class RulesWatch:
     """`changed(tables)` is called in the watching thread whenever the tables are new, the first time included."""
 
-    def __init__(self, changed: Callable[[Tables], None], using: str = "default") -> None:
+    def __init__(self, changed: Callable[[Tables], None], zone: str = "UTC", using: str = "default") -> None:
+        """`zone`: of the days of limits."""
         self._changed = changed
+        self._zone = zone
         self._using = using
         self._stop = threading.Event()
         self._hurry = threading.Event()
@@ -46,6 +51,7 @@ class RulesWatch:
         self._loaded = False
         self._listener: Any = None
         self._failing = False
+        self._recorded_at = 0.0
         # Monotonic time of the last answer of the database; how old the rules may be is judged by it.
         self.last_contact = 0.0
         self._thread = threading.Thread(target=self._run, name="rules", daemon=True)
@@ -93,7 +99,8 @@ class RulesWatch:
     def _poll(self) -> None:
         revisions = self._revisions()
         self.last_contact = time.monotonic()
-        if not self._loaded or revisions != self._tables.revisions:
+        is_old = time.monotonic() - self._recorded_at > RECORDED_SECONDS
+        if not self._loaded or revisions != self._tables.revisions or is_old:
             tables = self._read()
             self._tables, self._loaded = tables, True
             self._changed(tables)
@@ -115,6 +122,11 @@ class RulesWatch:
             for table, load in _LOADERS.items():
                 if not self._loaded or revisions.get(table) != old.revisions.get(table):
                     groups.update(self._load(table, load))
+            if "limits" in groups or time.monotonic() - self._recorded_at > RECORDED_SECONDS:
+                limits = groups.get("limits", old.limits)
+                used = self._load("what was used", lambda using: recorded.read(limits, self._zone, time.time(), using))
+                groups["recorded"] = used if used or not self._loaded else old.recorded
+                self._recorded_at = time.monotonic()
         return replace(old, revisions=revisions, **groups)
 
     def _load(self, table: str, load: Callable[[str], dict[str, Any]]) -> dict[str, Any]:

@@ -126,6 +126,7 @@ class Tables:
     ip_rules: tuple[tuple[str, str, int | None, int | None, int | None, float | None], ...] = ()
     # (scope, tenant id, user id, key id, rule)
     limits: tuple[tuple[str, int | None, int | None, int | None, Rule], ...] = ()
+    recorded: Mapping[str, int] = field(default_factory=dict)  # limits/recorded.py
     aliases: tuple[tuple[str, str], ...] = ()  # (pattern, model or one of default_models.WORDS)
     default_models: Mapping[str, str] = field(default_factory=dict)  # those that are chosen, by @chat and @embedding
     policies: tuple[Policy, ...] = ()

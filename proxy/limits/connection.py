@@ -96,7 +96,7 @@ class Connection(asyncio.Protocol):
             raise RedisAway("not connected")
         deadline = self._loop.time() + self._patience
         self._waiting.append((future, deadline))
-        self._transport.write(hiredis.pack_command(command))
+        self._transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]  # typed as if it took one
         if self._alarm is None:
             self._alarm = self._loop.call_at(deadline, self._look)
 

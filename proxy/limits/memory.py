@@ -63,11 +63,11 @@ class MemoryLimits:
             if rule.model and rule.model != model:
                 continue
             window = rule.window_at(now, address, self.zone)
-            counter = self._counter(window, now)
+            counter = self._counter(rule, window, now)
             needed = estimate.of(rule.metric)
             if counter.total + needed > rule.amount and rule.enforced:
                 wait = seconds_until_room(rule, window, counter.parts, counter.total, needed, now)
-                raise refusal(rule, counter.total, needed, wait)
+                raise refusal(rule, window, counter.total, needed, wait, now)
             held.append(Held(rule, window, needed, counter.total + needed))
             counters.append(counter)
         for counter, (_, window, needed, _) in zip(counters, held, strict=True):
@@ -98,15 +98,16 @@ class MemoryLimits:
     def total(self, rule: Rule, address: str) -> int:
         """What is used and held of a rule now."""
         now = self.clock()
-        return self._counter(rule.window_at(now, address, self.zone), now).total
+        return self._counter(rule, rule.window_at(now, address, self.zone), now).total
 
     @property
     def held(self) -> dict[str, int]:
         """What the calls in flight hold, by counter; those that hold nothing are left out."""
         return {key: counter.held for key, counter in self.counters.items() if counter.held}
 
-    def _counter(self, window: Window, now: float) -> Counter:
+    def _counter(self, rule: Rule, window: Window, now: float) -> Counter:
         counter = self.counters.get(window.key)
+        is_new = counter is None
         if counter is None:
             if len(self.counters) >= self._tidy_above:
                 self._tidy(now)
@@ -114,8 +115,10 @@ class MemoryLimits:
         if window.part:
             counter.ends = window.ends
             counter.forget_before(window.oldest)
-        elif self.recorded and (recorded := self.recorded.get(window.key, 0)) > counter.total - counter.held:
-            counter.total = recorded + counter.held
+        elif self.recorded and (is_new or rule.metric != "requests"):
+            # Calls that were refused in the line have records, but are not counted as requests.
+            known = self.recorded.get(window.key, 0) + counter.held
+            counter.total = max(counter.total, known)
         return counter
 
     def _tidy(self, now: float) -> None:

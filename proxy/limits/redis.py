@@ -95,7 +95,10 @@ class RedisLimits:
             keys.append(_key(window))
             kept = int(window.ends - now) + KEPT_SECONDS if window.ends else 0
             amount = rule.amount if rule.enforced else -1
-            arguments += [amount, needed, window.part, window.oldest, kept, self.recorded.get(window.key, 0)]
+            recorded = self.recorded.get(window.key, 0)
+            # Calls that were refused in the line have records, but are not counted as requests.
+            only_if_new = -recorded if rule.metric == "requests" else recorded
+            arguments += [amount, needed, window.part, window.oldest, kept, only_if_new]
         self._live[call_id] = reservation
         try:
             found = await self._run("reserve", keys, arguments)
@@ -108,7 +111,7 @@ class RedisLimits:
             rule, window, needed, _ = held[found[1] - 1]
             total = int(found[2])
             wait = seconds_until_room(rule, window, _parts(found[3]), total, needed, now)
-            raise refusal(rule, total, needed, wait)
+            raise refusal(rule, window, total, needed, wait, now)
         reservation.held = [entry._replace(total=int(total)) for entry, total in zip(held, found[1], strict=True)]
         return reservation
 

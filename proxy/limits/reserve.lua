@@ -2,7 +2,7 @@
 -- KEYS: the leases, then the counter of each rule.
 -- ARGV: now (s), end of the lease (s), call id, what the call holds (for expire.lua),
 --       then for each rule: amount (-1 = shadow), needed, part (0 = none), oldest part, seconds the counter is kept,
---       used as far as the roll-ups know
+--       used as far as the roll-ups know (negative: said only to a counter that is new)
 -- Returns 1 and the totals of all counters, or 0, the number of the first rule that is full, its total, its parts.
 local totals = {}
 for number = 1, #KEYS - 1 do
@@ -32,6 +32,11 @@ for number = 1, #KEYS - 1 do
                 end
             end
             redis.call('HSET', key, 'total', total, 'first', oldest)
+        end
+    elseif recorded < 0 then
+        if redis.call('EXISTS', key) == 0 then
+            total = -recorded
+            redis.call('HSET', key, 'total', total)
         end
     elseif recorded > 0 then
         local known = recorded + tonumber(redis.call('HGET', key, 'held') or '0')

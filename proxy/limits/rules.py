@@ -1,6 +1,6 @@
 """Limits as the data plane knows them, and the arithmetic of their windows. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -48,10 +48,10 @@ class Rule:
     def rolls(self) -> bool:
         return self.window == "seconds"
 
-    def window_at(self, now: float, address: str, zone: str) -> Window:
-        """The window that holds a moment (epoch seconds), for the calls of an address."""
+    def window_at(self, now: float, address: str, zone: str, *, counted_for: str = "") -> Window:
+        """The window that holds a moment (epoch seconds), for the calls of an address. `counted_for`: of another."""
         # What was counted in other units, or in windows of another kind, says nothing about a changed rule.
-        who = address if self.per_address else self.counted_for
+        who = address if self.per_address else counted_for or self.counted_for
         key = f"{self.id}:{self.metric}:{self.window}{self.seconds or ''}:{who}"
         if self.rolls:
             part = int(now * PARTS // self.seconds)
@@ -115,7 +115,32 @@ def seconds_until_room(
     return float(rule.seconds)
 
 
-def refusal(rule: Rule, total: int, needed: int, wait: float) -> TooManyRequests:
+def headers(states: Iterable[tuple[Rule, Window, int]], now: float) -> list[tuple[bytes, bytes]]:
+    """`x-ratelimit-limit-…`, `-remaining-…` and `-reset-…` (as OpenAI names them), of the tightest limit of a metric.
+
+    `states`: each rule with its window and what is used and held. Reset: seconds until the window turns, or until what
+    is counted now has left it.
+    """
+    tightest: dict[str, tuple[float, Rule, Window, int]] = {}
+    for rule, window, total in states:
+        if not rule.enforced:
+            continue
+        left = max(rule.amount - total, 0)
+        share = left / rule.amount if rule.amount else 0.0
+        if rule.metric not in tightest or share < tightest[rule.metric][0]:
+            tightest[rule.metric] = share, rule, window, left
+    told: list[tuple[bytes, bytes]] = []
+    for metric, (_, rule, window, left) in tightest.items():
+        name = metric.encode()
+        told.append((b"x-ratelimit-limit-" + name, b"%d" % rule.amount))
+        told.append((b"x-ratelimit-remaining-" + name, b"%d" % left))
+        if metric != "concurrent":
+            seconds = rule.seconds if rule.rolls else window.ends - now
+            told.append((b"x-ratelimit-reset-" + name, b"%ds" % max(seconds + 0.999, 1)))
+    return told
+
+
+def refusal(rule: Rule, window: Window, total: int, needed: int, wait: float, now: float) -> TooManyRequests:
     """Says which limit is reached, what is left of it and when it will do. `wait`: seconds."""
     left = max(rule.amount - total, 0)
     never = needed > rule.amount
@@ -124,6 +149,7 @@ def refusal(rule: Rule, total: int, needed: int, wait: float) -> TooManyRequests
         f"budget_{rule.metric}" if rule.metric == "cost" else f"limit_{rule.metric}",
         f"The limit of {rule.describe()} is reached: {left} left, this call needs {needed}. {advice}",
         retry_after=wait,
+        headers=dict(headers([(rule, window, total)], now)),
     )
     if never:
         made.headers[b"x-should-retry"] = b"false"

@@ -9,7 +9,7 @@ import pytest
 
 from proxy.errors import TooManyRequests
 from proxy.limits import Amounts, MemoryLimits, RedisLimits, Rule, memory
-from proxy.limits.rules import PARTS, calendar_window
+from proxy.limits.rules import PARTS, calendar_window, headers
 from tests.redis_server import RedisServer
 
 
@@ -303,6 +303,31 @@ async def test_u6_a_refusal_says_which_limit_what_is_left_and_when(limits):
     assert 1 <= refused.retry_after <= 31
 
 
+async def test_u6_headers_tell_of_the_tightest_limit_of_each_metric(limits, clock):
+    rules = (
+        rule(id=1, amount=100, seconds=30),
+        rule(id=2, amount=4, seconds=60),
+        rule("tokens", "hour", id=3, amount=1000),
+        rule(**CONCURRENT, id=4, amount=5),
+        rule("cost", "day", id=5, amount=0, enforced=False),
+    )
+    clock.now += 1800
+    reservation = await reserve(limits, *rules, tokens=250)
+    states = [(held.rule, held.window, held.total) for held in reservation.held]
+    assert {name.decode(): value.decode() for name, value in headers(states, clock.now)} == {
+        "x-ratelimit-limit-requests": "4",
+        "x-ratelimit-remaining-requests": "3",
+        "x-ratelimit-reset-requests": "60s",
+        "x-ratelimit-limit-tokens": "1000",
+        "x-ratelimit-remaining-tokens": "750",
+        "x-ratelimit-reset-tokens": f"{3600 - clock.now % 3600:.0f}s",
+        "x-ratelimit-limit-concurrent": "5",
+        "x-ratelimit-remaining-concurrent": "4",
+    }
+    refused = await refusal(limits, rules[2], tokens=800)
+    assert refused.headers[b"x-ratelimit-remaining-tokens"] == b"750"
+
+
 @pytest.mark.parametrize("window", ["seconds", "minute"])
 async def test_u6_a_call_that_outlives_its_window_settles_into_nothing(limits, clock, window):
     limit = rule("tokens", window, amount=100, seconds=10)
@@ -447,7 +472,7 @@ async def test_u7_a_budget_begins_with_what_the_rollups_know(limits, clock):
     running = await reserve(limits, limit, cost=30)
     assert await totals(limits, limit) == [90]
     know(limits, {limit.window_at(clock.now, "", "UTC").key: 65})
-    assert ((await refusal(limits, limit, cost=10))).code == "budget_cost"
+    assert (await refusal(limits, limit, cost=10)).code == "budget_cost"
     limits.settle(running, Amounts(0, 5))
     assert await totals(limits, limit) == [70]
     await reserve(limits, limit, cost=30)

@@ -1,0 +1,77 @@
+"""Row U7: a budget goes on where the roll-ups say it stands."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from proxy.limits import recorded
+from tests.factories import make_key, make_tenant, make_user
+from tests.proxy.test_limits import rule
+from usage.models import DailyUsage, UsageBucket
+
+NOON = datetime(2026, 3, 29, 12, 0, tzinfo=UTC)
+ZONE = "Europe/Berlin"
+
+
+def use(key, day, *, user=None, model="m:latest", requests=1, tokens=10, cost=5):
+    sums = {"requests": requests, "prompt_tokens": tokens - 1, "completion_tokens": 1, "cost_nano": cost}
+    DailyUsage.objects.create(tenant=key.tenant, user=user, api_key=key, model=model, day=day, **sums)
+    return sums
+
+
+def used(*limits, now=NOON):
+    return recorded.read(limits, ZONE, now.timestamp(), "default")
+
+
+def counter(limit, counted_for, now=NOON):
+    return limit.window_at(now.timestamp(), "", ZONE, counted_for=counted_for).key
+
+
+@pytest.mark.django_db
+def test_u7_what_each_subject_used_in_the_window_that_runs():
+    one, other = make_tenant("one"), make_tenant("other")
+    user = make_user("ada", tenant=one)
+    key, second, foreign = make_key(one, user=user).row, make_key(one).row, make_key(other).row
+    use(key, "2026-03-29", user=user)
+    use(key, "2026-03-01", user=user, model="big:latest", tokens=100, cost=50)
+    use(key, "2026-02-28", user=user, tokens=7777)
+    use(second, "2026-03-29", tokens=20)
+    use(foreign, "2026-03-29", tokens=1000)
+    tenant = rule("tokens", "month", id=1)
+    day = rule("requests", "day", id=2)
+    big = rule("cost", "month", id=3, model="big:latest")
+    default = rule("tokens", "day", id=4)
+    found = used(
+        ("tenant", one.id, None, None, tenant),
+        ("user", None, user.id, None, day),
+        ("key", None, None, key.id, big),
+        ("default", None, None, None, default),
+        ("tenant", one.id, None, None, rule(id=5)),
+        ("tenant", one.id, None, None, rule("concurrent", "none", id=6)),
+    )
+    assert found == {
+        counter(tenant, f"tenant {one.id}"): 130,
+        counter(day, f"user {user.id}"): 1,
+        counter(big, f"key {key.id}"): 50,
+        counter(default, key.prefix): 10,
+        counter(default, second.prefix): 20,
+        counter(default, foreign.prefix): 1000,
+    }
+
+
+@pytest.mark.django_db
+def test_u7_hours_are_read_from_the_buckets_of_their_zone():
+    key = make_key(make_tenant("one")).row
+    for minutes, tokens in ((-1, 1000), (0, 10), (45, 5)):
+        start = datetime(2026, 3, 29, 12, 0, tzinfo=UTC) + timedelta(minutes=minutes)
+        UsageBucket.objects.create(tenant=key.tenant, api_key=key, model="m:latest", start=start, prompt_tokens=tokens)
+    limit = rule("tokens", "hour")
+    now = NOON + timedelta(minutes=50)
+    found = used(("key", None, None, key.id, limit), now=now)
+    assert found == {counter(limit, f"key {key.id}", now): 15}
+
+
+@pytest.mark.django_db
+def test_u7_nothing_is_asked_where_no_limit_needs_it(django_assert_num_queries):
+    with django_assert_num_queries(0):
+        assert used(("key", None, None, 1, rule()), ("address", None, None, None, rule("tokens", "day"))) == {}
