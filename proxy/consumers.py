@@ -11,6 +11,7 @@ from proxy.call import Call
 from proxy.client import Client, ClientGone, Headers, Receive, Scope, Send
 from proxy.client_address import client_address, is_in, parse_address
 from proxy.cors import WITHHELD, Origins, granted, preflight
+from proxy.dialects import OLLAMA
 from proxy.dialects.anthropic import token_count
 from proxy.dialects.base import go_json
 from proxy.dispatch import Dispatch
@@ -26,14 +27,17 @@ from proxy.errors import (
     Unavailable,
 )
 from proxy.host_names import HostNames
+from proxy.management_calls import ManagementCall, read_operation
 from proxy.requests import read_request, unloaded
-from proxy.routes import ROUTES, Kind, Route
+from proxy.routes import Kind, Route, find
 from proxy.runtime import Runtime
+from proxy.show_calls import ShowCall
 from proxy.snapshot import Key
 
 logger = logging.getLogger(__name__)
 
 JSON = b"application/json; charset=utf-8"
+PLAIN_JSON = b"application/json"  # as Ollama has it on the routes of others
 TEXT = b"text/plain; charset=utf-8"
 
 FOREIGN_PAGE = "Pages of this web origin may not call the gateway. An administrator can add it to CORS_ORIGINS."
@@ -106,14 +110,14 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
             return
         self.check_passable(client)
         key = self.authenticate(call, client)
-        if kind in (Kind.VERSION, Kind.TAGS, Kind.PS):
-            # A gateway in front of us asks by itself when it wants to know; two in a ring would wait for each other.
-            if kind is not Kind.VERSION and client.header(header_rules.LOOP_MARKER) is None:
-                await runtime.fleet.refresh(tags=kind is Kind.TAGS)
-            await self.say(call, client, listings.answer(kind, runtime.fleet, key), JSON)
+        if kind in listings.KINDS:
+            await self.answer_listing(kind, call, client, key)
             return
         rules = runtime.rules()
-        request = await read_request(call, client, rules, runtime.configuration, runtime.fleet)
+        if kind is Kind.MANAGE:
+            request = await read_operation(call, client, runtime.configuration)
+        else:
+            request = await read_request(call, client, rules, runtime.configuration, runtime.fleet)
         if runtime.snapshot is not rules and not runtime.may_go_on(call):
             raise Unauthorized("invalid_key", NOT_ACCEPTED)  # withdrawn while the body was on its way (A8)
         if kind is Kind.COUNT:
@@ -123,15 +127,30 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
         if call.answered_as_unloaded:
             await self.say(call, client, unloaded(call), JSON)
             return
-        refusal = await Dispatch(runtime, call, client).run(request)
+        if kind is Kind.MANAGE:
+            dispatch: type[Dispatch] = ManagementCall
+        else:
+            dispatch = ShowCall if kind is Kind.SHOW and not key.may_manage else Dispatch
+        refusal = await dispatch(runtime, call, client).run(request)
         if refusal is not None:
             await self.refuse(call, client, refusal)
+
+    async def answer_listing(self, kind: Kind, call: Call, client: Client, key: Key) -> None:
+        runtime = self.runtime
+        # A gateway in front of us asks by itself when it wants to know; two in a ring would wait for each other.
+        if kind not in (Kind.VERSION, Kind.STATUS) and client.header(header_rules.LOOP_MARKER) is None:
+            await runtime.fleet.refresh(tags=kind is not Kind.PS)
+        if kind is Kind.MODEL:
+            said = listings.model(call.parameter, runtime.fleet, key, runtime.rules())
+        else:
+            said = listings.answer(kind, runtime.fleet, key, runtime.rules())
+        await self.say(call, client, said, JSON if call.dialect is OLLAMA else PLAIN_JSON)
 
     async def answer_preflight(self, call: Call, client: Client, permitted: bool) -> None:
         """What a browser asks before a page may send a call. It carries no credential and contacts no backend."""
         check_address(self.runtime.rules(), call.address)
-        methods = ROUTES.get(call.path)
-        if methods is None:
+        methods, _ = find(call.path)
+        if not methods:
             raise NotFound("unknown_route", "404 page not found")
         if not permitted:
             raise Forbidden("origin_not_allowed", FOREIGN_PAGE)
@@ -141,8 +160,8 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
         await client.end()
 
     def find_route(self, call: Call) -> Route:
-        methods = ROUTES.get(call.path)
-        if methods is None:
+        methods, call.parameter = find(call.path)
+        if not methods:
             raise NotFound("unknown_route", "404 page not found")
         route = call.route = methods.get(call.method)
         if route is None:

@@ -36,7 +36,7 @@ async def read_request(
     call.asked = str(asked).strip()
     request["model"] = call.model.served.upstream
     call.stream = endpoint.wants_stream(request)
-    _note_client(call, client)
+    note_client(call, client)
     call.end_user = call.end_user or header_rules.stored_text(endpoint.end_user(request), 128)
     _govern(call, request, endpoint, snapshot, configuration)
     return request
@@ -145,7 +145,8 @@ def _pin(key: Key, policy: Policy, snapshot: Snapshot, configuration: Configurat
     return pin
 
 
-def _note_client(call: Call, client: Client) -> None:
+def note_client(call: Call, client: Client) -> None:
+    """What the client says of itself, for the record."""
     for name, value in client.headers:
         if name == b"user-agent":
             call.user_agent = header_rules.stored_text(value.decode("latin-1"), 256)

@@ -1,8 +1,6 @@
 """What lives as long as the process: the rules, the fleet, the limits, the ledger, the calls in flight."""
 
 import asyncio
-import hashlib
-import hmac
 import logging
 import time
 
@@ -14,10 +12,12 @@ from proxy.clock import SteadyClock
 from proxy.configuration import Configuration
 from proxy.credential_failures import CredentialFailures
 from proxy.errors import Forbidden, Interruption, Refusal, Unauthorized, Unavailable
+from proxy.headers import instance_mark
 from proxy.fleet import Fleet
 from proxy.fleet.reports import BackendReports
 from proxy.ledger import Ledger
-from proxy.limits import MemoryLimits
+from proxy.limits import Limits
+from proxy.routes import Right
 from proxy.live.board import Board
 from proxy.rules_watch import RulesWatch
 from proxy.snapshot import Snapshot, Tables
@@ -40,10 +40,9 @@ class Runtime:
         self.admission = Admission(
             configuration.auth_header, configuration.key_pepper, configuration.key_pepper_fallbacks
         )
-        # The same in all processes of an installation, and telling nothing about it.
-        self.instance = hmac.digest(configuration.key_pepper, b"instance", hashlib.sha256).hex()[:16].encode()
+        self.instance = instance_mark(configuration.key_pepper)
         self.credential_failures = CredentialFailures(configuration.failed_credentials_per_minute)
-        self.limits = MemoryLimits(configuration.time_zone, self.now)
+        self.limits = Limits(configuration.time_zone, self.now, configuration.redis_url)
         self.calls: set[Call] = set()
         self.board = Board(self)
         self.draining = False
@@ -76,6 +75,7 @@ class Runtime:
         self._nothing_runs = asyncio.Event()
         self.ledger = Ledger(self.configuration)
         self.ledger.start()
+        self.limits.start()
         self.fleet = Fleet(self.configuration, self.instance)
         self._rules = RulesWatch(lambda tables: _call_soon(loop, self._apply, tables))
         self._rules.start()
@@ -136,6 +136,8 @@ class Runtime:
         if not all(rules.allow(call.address) for rules in (snapshot.ip_all, key.tenant_ip, key.key_ip)):
             return False
         return call.model is None or snapshot.still_allows(key, call.model)
+        if call.route is not None and call.route.right is Right.MANAGE:
+            return key.may_manage and all(key.may_use(name.canonical) for name in call.manages)
 
     def _status(self) -> Status:
         revisions = self.snapshot.tables.revisions if self.snapshot is not None else {}
@@ -231,6 +233,7 @@ class Runtime:
         self.fleet.close()
         await self.worker_reports.close()
         await self.ledger.close(5)
+        await self.limits.close()
 
     def close_at_exit(self) -> None:
         """For servers that tell nobody of their end. What is not stored now is adopted from the spool later (U1)."""

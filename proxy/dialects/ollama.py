@@ -7,6 +7,7 @@ from typing import Any
 from proxy import body
 from proxy.body import Schema
 from proxy.dialects.base import NOTHING, Endpoint, Governed, Pin, Request, Usage, go_json
+from proxy.dialects.ollama_show import govern_show
 from proxy.errors import BadRequest
 from proxy.metering import AnswerMeter, EmbeddingMeter, LineMeter, Meter, NothingToMeter
 
@@ -141,10 +142,6 @@ def _govern(request: Request, pin: Pin, *, generates: bool) -> Governed:
     return Governed(cap, changed, context)
 
 
-def leave(request: Request, pin: Pin) -> Governed:
-    return Governed()
-
-
 def _pinned_options(asked: dict[str, Any], pin: Pin, changed: list[str]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     unknown = False
@@ -236,7 +233,7 @@ def _generation(schema: Schema) -> Endpoint:
 
 
 ENDPOINTS: Mapping[str, Endpoint] = {
-    "/api/show": Endpoint(schema=SHOW, govern=leave, meter=nothing_to_meter, names=("model", "name")),
+    "/api/show": Endpoint(schema=SHOW, govern=govern_show, meter=nothing_to_meter, names=("model", "name")),
     "/api/chat": _generation(CHAT),
     "/api/generate": _generation(GENERATE),
     "/api/embed": Endpoint(schema=EMBED, govern=govern_embedding, meter=_embedding_meter),

@@ -6,19 +6,20 @@ import ssl
 import time
 from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import cast
 from urllib.parse import urlsplit
 
 from proxy.call import Call
 from proxy.configuration import Configuration
 from proxy.default_models import NOTHING, WORDS, survey
 from proxy.errors import BadRequest, NotFound, Refusal, Unavailable
-from proxy.fleet import selection
+from proxy.fleet import selection, targets
+from proxy.fleet.merging import Item, merged
 from proxy.fleet.probes import Watch
 from proxy.fleet.state import BackendState
 from proxy.fleet.tls import context_for
 from proxy.queue import Line
-from proxy.snapshot import Backend
+from proxy.snapshot import Backend, Model
 from proxy.upstream import via_httpx
 from proxy.upstream.wire import Endpoint, Pool
 
@@ -129,6 +130,24 @@ class Fleet:
         holders = [state for state in self._holders(call, time.monotonic()) if state.name not in tried]
         return min(holders, key=lambda state: (name not in state.warm, state.total_in_flight))
 
+    async def target_for(self, wanted: str, model: Model | None) -> BackendState:
+        """The backend that a call of model management is for (see targets.choose)."""
+        if not wanted and model is not None and len(self._enabled()) > 1:
+            # Who has it decides where it is deleted: that must be known, not remembered.
+            await self.refresh(tags=True)
+        try:
+            return targets.choose(self._enabled(), wanted, model)
+        except Unavailable:
+            # The gateway may have just started.
+            await self.refresh(tags=True)
+            return targets.choose(self._enabled(), wanted, model)
+
+    def ask_again(self, backend_id: int) -> None:
+        """What a backend has may have changed: it is asked at once, and nobody waits for it."""
+        watch = self._watches.get(backend_id)
+        if watch is not None:
+            watch.want()
+
     def has_another(self, call: Call, tried: Collection[str]) -> bool:
         """Whether a backend that was not tried could serve a call."""
         return any(state.name not in tried for state in self._holders(call, time.monotonic()))
@@ -171,23 +190,23 @@ class Fleet:
         versions = [state.version for state in self.states.values() if state.is_up and state.version]
         return min(versions, key=_version_key, default="0.0.0")
 
-    def installed(self) -> list[tuple[str, dict[str, Any]]]:
+    def installed(self) -> list[tuple[str, Item]]:
         """(canonical name, item of /api/tags) of all enabled backends that are up, newest first, each name once."""
-        found: dict[str, dict[str, Any]] = {}
-        for state in self._up():
-            for name, model in state.models.items():
-                found.setdefault(name, model.item)
-        return sorted(found.items(), key=lambda pair: str(pair[1].get("modified_at", "")), reverse=True)
+        lists = ({name: model.item for name, model in state.models.items()} for state in self._up())
+        return merged(lists, "modified_at")
 
-    def warm(self) -> list[tuple[str, dict[str, Any]]]:
-        """(canonical name, item of /api/ps) of all enabled backends that are up, latest expiry first."""
-        found = [
-            (name, model.item)
+    def warm(self) -> list[tuple[str, Item]]:
+        """(canonical name, item of /api/ps) of all backends that are up, latest expiry first, each name once."""
+        # Without the copies, which are as warm but not listed.
+        lists = (
+            {
+                name: model.item
+                for name, model in state.warm.items()
+                if name in (str(model.item.get("model", "")).lower(), str(model.item.get("name", "")).lower())
+            }
             for state in self._up()
-            for name, model in state.warm.items()
-            if name in (str(model.item.get("model", "")).lower(), str(model.item.get("name", "")).lower())
-        ]
-        return sorted(found, key=lambda pair: str(pair[1].get("expires_at", "")), reverse=True)
+        )
+        return merged(lists, "expires_at")
 
     def _look_around(self) -> None:
         names = [name for state in self.states.values() if state.backend.enabled for name in state.models]
@@ -199,8 +218,11 @@ class Fleet:
         self._look_around()
         self.line.serve_all()
 
+    def _enabled(self) -> list[BackendState]:
+        return [state for state in self.states.values() if state.backend.enabled]
+
     def _up(self) -> list[BackendState]:
-        return [state for state in self.states.values() if state.backend.enabled and state.is_up]
+        return [state for state in self._enabled() if state.is_up]
 
     def _holders(self, call: Call, now: float) -> list[BackendState]:
         assert call.model is not None

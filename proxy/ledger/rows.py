@@ -30,12 +30,11 @@ def opened(call: Call, currency: str) -> Row:
     """What is known when a call is admitted."""
     key, model, route = call.key, call.model, call.route
     assert key is not None
-    assert model is not None
     assert route is not None
     return [
         call.id, call.client_request_id, call.started_epoch, call.started_epoch,
         key.tenant_id, key.tenant_name, key.user_id, key.user_name, call.end_user, key.id, key.name,
-        "", call.asked, model.served.canonical, "",
+        "", call.asked, model.served.canonical if model is not None else "", "",
         route.path, call.dialect.name, call.stream, 0, "interrupted", "interrupted", 0,
         0, 0, 0, 0, 0, 0, 0,
         -(-call.prompt_bytes // 4), 0, True, call.bytes_in, 0,
@@ -65,7 +64,7 @@ def closed(row: Row, call: Call) -> Row:
         loads = counts.load_ns // 1000, counts.prefill_ns // 1000, counts.decode_ns // 1000
         row[22:29] = _us(queue), *loads, _us(first), _us(duration), _us(ours)
         row[29:32] = counts.prompt_tokens, counts.completion_tokens, counts.estimated
-    row[33] = call.bytes_out
+    row[32:34] = call.bytes_in, call.bytes_out
     row[36] = call.price.id if call.price else None
     row[37] = cost_of(row, call.price)
     return row

@@ -3,13 +3,13 @@
 import pytest
 
 from proxy.fake_ollama import routing
-from proxy.routes import ROUTES, Kind, Right, belongs_to_calls
+from proxy.routes import ROUTES, Kind, Right, belongs_to_calls, find
 from tests.proxy.odd_paths import MANAGEMENT, odd_spellings
 
-FOR_TENANTS = {Kind.ROOT, Kind.VERSION, Kind.TAGS, Kind.PS, Kind.SHOW, Kind.GENERATION, Kind.EMBEDDING}
 # A new kind or route is added here by whoever adds it, knowingly.
 TENANT_ROUTES = {
     *("GET /", "HEAD /", "GET /api/version", "HEAD /api/version", "GET /api/tags", "HEAD /api/tags", "GET /api/ps"),
+    "GET /api/status",
     *("POST /api/show", "POST /api/chat", "POST /api/generate", "POST /api/embed", "POST /api/embeddings"),
 }
 
@@ -23,14 +23,35 @@ def test_p1_every_route_of_a_tenant_is_one_that_was_meant():
 
 def test_p2_management_needs_the_right_to_manage():
     for method, path in MANAGEMENT:
-        route = ROUTES.get(path.encode(), {}).get(method)
-        assert route is None or route.right is Right.MANAGE, path
+        route = find(path.encode())[0].get(method)
+        assert route is None or route.right is Right.MANAGE or route.kind is Kind.STATUS, path
 
 
 @pytest.mark.parametrize("path", [*(path for _, path in MANAGEMENT), "/api/chat", "/api/tags", "/api/generate"])
 def test_p3_another_spelling_of_a_path_is_another_path(path):
     for spelling in odd_spellings(path):
-        assert spelling not in ROUTES, spelling
+        methods, parameter = find(spelling)
+        # What is in the place of a digest is parsed, and refused unless it is one.
+        assert not methods or (path.startswith("/api/blobs/") and parameter != path.rpartition("/")[2]), spelling
+
+
+@pytest.mark.parametrize(
+    ("path", "parameter"),
+    [
+        (b"/api/blobs/sha256:00", "sha256:00"),
+        (b"/api/blobs/%00", "%00"),
+        (b"/v1/models/llama3.2:1b", "llama3.2:1b"),
+        (b"/v1/models/a%2Fb", "a%2Fb"),
+        *(
+            (path, None)
+            for path in (b"/api/blobs/", b"/api/blobs", b"/api/blobs/a/b", b"/api//blobs/a", b"/v1/models/")
+        ),
+        *((path, None) for path in (b"/v1/models/user/m", b"/api/Blobs/a", b"//v1/models/a", b"/v1/./models/a")),
+    ],
+)
+def test_p3_a_parameter_is_one_segment_as_it_came(path, parameter):
+    methods, found = find(path)
+    assert (found if methods else None) == parameter
 
 
 def test_p3_the_odd_spellings_are_those_that_ollama_might_serve():
