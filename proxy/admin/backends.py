@@ -239,7 +239,7 @@ class BackendAdmin(ArchivingAdmin):
         row = self._get(request, pk)
         if request.method == "POST":
             return self._act(request, row)
-        return self._page(request, row, "models.html", f"Models on {row}", **self._installed(row), **self._jobs(row))
+        return self._page(request, row, "models.html", f"Models on {row}", **(self._installed(row) | self._jobs(row)))
 
     def installed_part(self, request: HttpRequest, pk: int) -> HttpResponse:
         row = self._get(request, pk)
@@ -258,7 +258,7 @@ class BackendAdmin(ArchivingAdmin):
             raise Http404
         return row
 
-    def _page(self, request: HttpRequest, row: Backend, template: str, title: str, **more: Any) -> HttpResponse:
+    def _page(self, request: HttpRequest, row: Backend, template: str, title: str, /, **more: Any) -> HttpResponse:
         context = {**self.admin_site.each_context(request), "opts": self.opts, "title": title, "row": row, **more}
         return TemplateResponse(request, f"admin/proxy/backend/{template}", context)
 
