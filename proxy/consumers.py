@@ -241,8 +241,8 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
         ]
         if refusal.retry_after is not None:
             headers.append((b"retry-after", b"%d" % max(-(-refusal.retry_after // 1), 1)))
-        if not refusal.may_be_retried:
-            headers.append((b"x-should-retry", b"false"))
+        if not refusal.may_be_retried and b"x-should-retry" not in refusal.headers:
+            headers.append((b"x-should-retry", b"false"))  # once: SDKs take "false, false" for leave to wait
         call.headers_sent = True
         await client.start(refusal.status, headers)
         await client.end(b"" if call.method == "HEAD" else body)
