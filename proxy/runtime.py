@@ -12,13 +12,13 @@ from proxy.clock import SteadyClock
 from proxy.configuration import Configuration
 from proxy.credential_failures import CredentialFailures
 from proxy.errors import Forbidden, Interruption, Refusal, Unauthorized, Unavailable
-from proxy.headers import instance_mark
 from proxy.fleet import Fleet
 from proxy.fleet.reports import BackendReports
+from proxy.headers import instance_mark
 from proxy.ledger import Ledger
 from proxy.limits import Limits
-from proxy.routes import Right
 from proxy.live.board import Board
+from proxy.routes import Right
 from proxy.rules_watch import RulesWatch
 from proxy.snapshot import Snapshot, Tables
 from proxy.worker_reports import Status, WorkerReports
@@ -77,7 +77,7 @@ class Runtime:
         self.ledger.start()
         self.limits.start()
         self.fleet = Fleet(self.configuration, self.instance)
-        self._rules = RulesWatch(lambda tables: _call_soon(loop, self._apply, tables))
+        self._rules = RulesWatch(lambda tables: _call_soon(loop, self._apply, tables), self.configuration.time_zone)
         self._rules.start()
         self._sweeper = asyncio.create_task(self._sweep_for_ever(), name="sweeper")
         self.board.start()
@@ -111,6 +111,7 @@ class Runtime:
 
     def _use(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
+        self.limits.know(snapshot.tables.recorded)
         for call in list(self.calls):
             if not self.may_go_on(call):
                 call.interrupt(Interruption.WITHDRAWN)
@@ -135,9 +136,9 @@ class Runtime:
             return False
         if not all(rules.allow(call.address) for rules in (snapshot.ip_all, key.tenant_ip, key.key_ip)):
             return False
-        return call.model is None or snapshot.still_allows(key, call.model)
         if call.route is not None and call.route.right is Right.MANAGE:
             return key.may_manage and all(key.may_use(name.canonical) for name in call.manages)
+        return call.model is None or snapshot.still_allows(key, call.model)
 
     def _status(self) -> Status:
         revisions = self.snapshot.tables.revisions if self.snapshot is not None else {}
@@ -232,8 +233,8 @@ class Runtime:
         await self.board.close()
         self.fleet.close()
         await self.worker_reports.close()
-        await self.ledger.close(5)
         await self.limits.close()
+        await self.ledger.close(5)
 
     def close_at_exit(self) -> None:
         """For servers that tell nobody of their end. What is not stored now is adopted from the spool later (U1)."""
