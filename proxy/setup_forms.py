@@ -40,5 +40,7 @@ class FirstKeyForm(forms.Form):
 
     def __init__(self, *args: Any, tenants: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields["tenant"].queryset = tenants  # type: ignore[attr-defined]
-        self.initial["tenant"] = tenants.first()
+        if tenants.count() > 1:
+            self.fields["tenant"].queryset = tenants  # type: ignore[attr-defined]
+        else:  # theirs, or the one that is made for them
+            del self.fields["tenant"]

@@ -113,16 +113,19 @@ def _tested(row: Backend) -> BackendState:
 @limited(rate_limits.NEW_KEY, rate_limits.user)
 def key(request: PersonRequest) -> HttpResponse:
     _for_superusers(request)
-    if not request.user.tenants_owned().exists():
-        tenant, _ = Tenant.objects.get_or_create(name="default")
-        Membership.objects.update_or_create(tenant=tenant, user=request.user, defaults={"role": Role.OWNER})
-    form = FirstKeyForm(request.POST or None, tenants=request.user.tenants_owned().filter(enabled=True))
+    owned = request.user.tenants_owned().filter(enabled=True)
+    form = FirstKeyForm(request.POST or None, tenants=owned)
     if request.method == "POST" and form.is_valid():
-        made = create_key(
-            form.cleaned_data["tenant"], form.cleaned_data["name"], user=request.user, created_by=request.user
-        )
+        tenant = form.cleaned_data.get("tenant") or owned.first() or _first_tenant(request)
+        made = create_key(tenant, form.cleaned_data["name"], user=request.user, created_by=request.user)
         return shown_once.keep(request, redirect("setup_answer", made.row.prefix), made.clear_text)
     return _page(request, "key", {"form": form})
+
+
+def _first_tenant(request: PersonRequest) -> Tenant:
+    tenant, _ = Tenant.objects.get_or_create(name="default")
+    Membership.objects.update_or_create(tenant=tenant, user=request.user, defaults={"role": Role.OWNER})
+    return tenant
 
 
 @login_required

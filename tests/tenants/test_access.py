@@ -1,0 +1,226 @@
+"""Every page of the people's side: what happens for whom, by which method (T1, T2, T7)."""
+
+import pytest
+from django.contrib.sessions.models import Session
+from django.db import connection, transaction
+from django.test import Client
+from django.urls import URLPattern, URLResolver, get_resolver, reverse
+
+from tenants import invitations
+from tenants.models import Membership, Role
+from tests.factories import make_admin, make_key, make_user
+from usage import reports
+from usage.models import DailyUsage
+
+pytestmark = pytest.mark.django_db
+
+# Who: nobody; somebody without a tenant; roles in acme; the owner of another tenant; a superuser without a tenant.
+WHO = ("nobody", "loner", "viewer", "member", "owner", "foreign", "root")
+
+# Each status for WHO, in this order. 302 for nobody is the way to the sign-in page.
+GET = {
+    "home": (302, 200, 200, 200, 200, 200, 200),
+    "usage": (302, 200, 200, 200, 200, 200, 200),
+    "usage of acme": (302, 404, 200, 404, 200, 404, 404),
+    "usage of mine": (302, 404, 404, 200, 200, 200, 404),
+    "account": (302, 200, 200, 200, 200, 200, 200),
+    "keys": (302, 403, 403, 200, 200, 200, 403),
+    "key_new": (302, 403, 403, 200, 200, 200, 403),
+    "key": (302, 404, 404, 200, 200, 404, 404),
+    "key_secret": (302, 404, 404, 302, 302, 404, 404),
+    "key_edit": (302, 404, 404, 200, 200, 404, 404),
+    "key_rotate": (302, 404, 404, 200, 200, 404, 404),
+    "key_switch": (302, 405, 405, 405, 405, 405, 405),
+    "key_revoke": (302, 404, 404, 200, 200, 404, 404),
+    "key of the owner": (302, 404, 404, 404, 200, 404, 404),
+    "service key": (302, 404, 404, 404, 200, 404, 404),
+    "people": (302, 403, 403, 403, 200, 200, 200),
+    "invite": (302, 403, 403, 403, 200, 200, 200),
+    "change_role": (302, 405, 405, 405, 405, 405, 405),
+    "remove_person": (302, 403, 403, 403, 200, 404, 200),
+    "withdraw_invitation": (302, 405, 405, 405, 405, 405, 405),
+    "setup": (302, 403, 403, 403, 403, 403, 302),
+    "setup_backend": (302, 403, 403, 403, 403, 403, 200),
+    "setup_key": (302, 403, 403, 403, 403, 403, 200),
+    "setup_answer": (302, 404, 404, 200, 200, 404, 404),
+    "setup_answer_state": (302, 404, 404, 200, 200, 404, 404),
+    "setup_account": (404, 404, 404, 404, 404, 404, 404),
+    "invitation": (200, 200, 200, 200, 200, 200, 200),
+    "invitation that is none": (404, 404, 404, 404, 404, 404, 404),
+    "admin": (302, 302, 302, 302, 302, 302, 200),
+}
+POST = {
+    "home": (302, 200, 200, 200, 200, 200, 200),  # it changes nothing
+    "keys": (302, 405, 405, 405, 405, 405, 405),
+    "key": (302, 405, 405, 405, 405, 405, 405),
+    "key_new": (302, 403, 403, 302, 302, 302, 403),
+    "key_secret": (302, 405, 405, 405, 405, 405, 405),
+    "key_edit": (302, 404, 404, 302, 302, 404, 404),
+    "key_rotate": (302, 404, 404, 302, 302, 404, 404),
+    "key_switch": (302, 404, 404, 302, 302, 404, 404),
+    "key_revoke": (302, 404, 404, 302, 302, 404, 404),
+    "revoke the key of the owner": (302, 404, 404, 404, 302, 404, 404),
+    "revoke a service key": (302, 404, 404, 404, 302, 404, 404),
+    "invite": (302, 403, 403, 403, 200, 200, 200),  # to a tenant that is not offered: the form again
+    "change_role": (302, 403, 403, 403, 302, 404, 302),
+    "remove_person": (302, 403, 403, 403, 302, 404, 302),
+    "withdraw_invitation": (302, 403, 403, 403, 302, 404, 302),
+    "setup_backend": (302, 403, 403, 403, 403, 403, 200),
+    "setup_key": (302, 403, 403, 403, 403, 403, 302),
+    "setup_account": (404, 404, 404, 404, 404, 404, 404),
+    "invitation": (200, 302, 302, 302, 302, 302, 302),
+}
+FIELDS = {
+    "key_new": {"name": "k", "whose": "mine"},
+    "key_edit": {"name": "k"},
+    "key_rotate": {"overlap": "1d"},
+    "key_switch": {"to": "off"},
+    "change_role": {"role": "viewer"},
+    "setup_key": {"name": "k"},
+}
+
+
+@pytest.fixture
+def cast(acme, alice, bob, charlie):
+    return {
+        "nobody": None,
+        "loner": make_user("loner"),
+        "viewer": make_user("viewer", tenant=acme, role=Role.VIEWER),
+        "member": bob,
+        "owner": alice,
+        "foreign": charlie,
+        "root": make_admin("root"),
+    }
+
+
+@pytest.fixture
+def addresses(acme, alice, bob, charlie):
+    """By the names of the tables above; all of acme."""
+    key, owners = make_key(acme, "bobs", user=bob).row, make_key(acme, "alices", user=alice).row
+    service = make_key(acme, "service").row
+    new = invitations.invite(acme, "new@example.com", Role.MEMBER, alice)
+    membership = Membership.objects.get(user=bob)
+    paths = {
+        "usage of acme": f"{reverse('usage')}?of=tenant-{acme.pk}",
+        "usage of mine": f"{reverse('usage')}?of=mine",
+        "key of the owner": reverse("key", args=[owners.prefix]),
+        "service key": reverse("key", args=[service.prefix]),
+        "revoke the key of the owner": reverse("key_revoke", args=[owners.prefix]),
+        "revoke a service key": reverse("key_revoke", args=[service.prefix]),
+        "remove_person": reverse("remove_person", args=[membership.pk]),
+        "change_role": reverse("change_role", args=[membership.pk]),
+        "withdraw_invitation": reverse("withdraw_invitation", args=[new.row.pk]),
+        "setup_account": reverse("setup_account", args=["a-token-that-is-none"]),
+        "invitation": new.link.removeprefix("http://localhost:8080"),
+        "invitation that is none": reverse("invitation", args=["nothing"]),
+        "admin": reverse("admin:index"),
+    }
+    for name in ("key", "key_secret", "key_edit", "key_rotate", "key_switch", "key_revoke", "setup_answer",
+                 "setup_answer_state"):  # fmt: skip
+        paths[name] = reverse(name, args=[key.prefix])
+    return paths
+
+
+def signed_in(client, user):
+    if user is not None:
+        client.force_login(user)
+    return client
+
+
+@pytest.mark.parametrize("name", GET)
+def test_t1_who_may_look_at_what(cast, addresses, name):
+    path = addresses.get(name) or reverse(name)
+    found = []
+    for who in WHO:
+        answer = signed_in(Client(), cast[who]).get(path)
+        found.append(answer.status_code)
+        if who == "nobody" and answer.status_code == 302:
+            assert answer["location"].startswith(("/account/login/?next=", "/admin/login/?next="))
+    assert dict(zip(WHO, found, strict=True)) == dict(zip(WHO, GET[name], strict=True))
+
+
+@pytest.mark.parametrize("name", POST)
+def test_t1_who_may_do_what(cast, addresses, name):
+    path = addresses.get(name) or reverse(name)
+    found = []
+    for who in WHO:
+        with transaction.atomic():
+            found.append(signed_in(Client(), cast[who]).post(path, FIELDS.get(name, {})).status_code)
+            transaction.set_rollback(True)  # what one did is not there for the next
+    assert dict(zip(WHO, found, strict=True)) == dict(zip(WHO, POST[name], strict=True))
+
+
+def test_every_page_of_ours_is_in_the_tables():
+    """Those of allauth, the admin, the machines and the live page have tests of their own."""
+    ours = {
+        pattern.name
+        for pattern in get_resolver().url_patterns
+        if isinstance(pattern, URLPattern) and pattern.name
+        and pattern.callback.__module__.startswith(("tenants.views", "usage.views", "proxy.setup_pages"))
+    }  # fmt: skip
+    assert ours - GET.keys() == set()
+    assert all(isinstance(pattern, URLPattern | URLResolver) for pattern in get_resolver().url_patterns)
+
+
+def test_t7_no_form_is_taken_without_its_token(cast, addresses):
+    for name in POST:
+        client = signed_in(Client(enforce_csrf_checks=True), cast["root" if name.startswith("setup") else "owner"])
+        answer = client.post(addresses.get(name) or reverse(name), FIELDS.get(name, {}))
+        assert answer.status_code == 403, name
+        assert "form was too old" in answer.content.decode()
+
+
+def rows():
+    """All tables but the sessions."""
+    with connection.cursor() as cursor:
+        tables = set(connection.introspection.table_names(cursor)) - {Session._meta.db_table}
+        found = {}
+        for table in sorted(tables):
+            cursor.execute(f'SELECT * FROM "{table}"')
+            found[table] = sorted(map(repr, cursor.fetchall()))
+    return found
+
+
+@pytest.mark.parametrize("who", ["member", "owner", "root"])
+def test_t7_looking_changes_nothing(client, cast, addresses, who):
+    signed_in(client, cast[who])
+    before = rows()
+    for name in GET:
+        client.get(addresses.get(name) or reverse(name))
+    assert rows() == before
+
+
+def test_t2_sums_are_of_ones_own_keys_and_tenants_alone(client, cast, acme, other, bob, alice, charlie):
+    """Figures that can be told apart by their digits."""
+    today = reports.today()
+    for tenant, user, key, tokens in (
+        (acme, bob, make_key(acme, user=bob).row, 7_000_001),
+        (acme, alice, make_key(acme, user=alice).row, 50_000_003),
+        (acme, None, make_key(acme).row, 600_000_007),
+        (other, charlie, make_key(other, user=charlie).row, 8_000_000_009),
+    ):
+        DailyUsage.objects.create(
+            day=today, tenant=tenant, user=user, api_key=key, model=f"model-{tokens}", requests=1, prompt_tokens=tokens
+        )
+    seen = {
+        "member": {"7,000,001"},
+        "owner": {"7,000,001", "50,000,003", "600,000,007", "657,000,011"},
+        "viewer": {"7,000,001", "50,000,003", "600,000,007", "657,000,011"},
+        "foreign": {"8,000,000,009"},
+        "loner": set(),
+        "root": set(),
+    }
+    every = set().union(*seen.values())
+    for who, expected in seen.items():
+        client.force_login(cast[who])
+        page = client.get(reverse("usage")).content.decode()
+        assert {figure for figure in every if figure in page} == expected, who
+    client.force_login(cast["owner"])
+    mine = client.get(reverse("usage"), {"of": "mine"}).content.decode()
+    assert {figure for figure in every if figure in mine} == {"50,000,003"}
+
+
+@pytest.mark.parametrize("query", ["?of=tenant-999999", "?of=", "?of=mine'--", "?days=31", "?days=x", "?of=mine&of=x"])
+def test_t2_only_listed_filters_are_taken(client, bob, query):
+    client.force_login(bob)
+    assert client.get(reverse("usage") + query).status_code == 404
