@@ -107,13 +107,11 @@ def usage(answer: dict[str, Any]) -> Usage:
 
 def generated(answer: dict[str, Any]) -> int:
     """Bytes of what was generated in an answer in one piece."""
-    blocks = answer.get("content")
     size = 0
-    for block in blocks if isinstance(blocks, list) else ():
-        if isinstance(block, dict):
-            texts = (block.get("text"), block.get("thinking"))
-            size += sum(len(text.encode()) for text in texts if isinstance(text, str))
-            size += len(orjson.dumps(block["input"])) if block.get("input") else 0
+    for block in openai.objects(answer.get("content")):
+        texts = (block.get("text"), block.get("thinking"))
+        size += sum(len(text.encode()) for text in texts if isinstance(text, str))
+        size += len(orjson.dumps(block["input"])) if block.get("input") else 0
     return size
 
 

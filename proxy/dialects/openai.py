@@ -192,14 +192,14 @@ def usage(answer: dict[str, Any]) -> Usage:
     counts = reported if isinstance(reported, dict) else {}
     choices = answer.get("choices")
     # Where a model repeats itself Ollama stops it, gives no reason and counts nothing (ollama-api §2.4).
-    done = not choices or any(choice.get("finish_reason") for choice in _objects(choices))
+    done = not choices or any(choice.get("finish_reason") for choice in objects(choices))
     return Usage(done, counts.get("prompt_tokens"), counts.get("completion_tokens"), error=answer.get("error"))
 
 
 def generated(answer: dict[str, Any]) -> int:
     """Bytes of what was generated in an answer in one piece."""
     size = 0
-    for choice in _objects(answer.get("choices")):
+    for choice in objects(answer.get("choices")):
         message = choice.get("message")
         source = message if isinstance(message, dict) else choice
         texts = (source.get("content"), source.get("reasoning"), source.get("text"))
@@ -209,7 +209,7 @@ def generated(answer: dict[str, Any]) -> int:
     return size
 
 
-def _objects(value: Any) -> list[dict[str, Any]]:
+def objects(value: Any) -> list[dict[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 

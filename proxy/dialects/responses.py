@@ -92,13 +92,10 @@ def usage(answer: dict[str, Any]) -> Usage:
 
 def generated(answer: dict[str, Any]) -> int:
     """Bytes of what was generated in an answer in one piece."""
-    output = answer.get("output")
     size = 0
-    for item in output if isinstance(output, list) else ():
-        if not isinstance(item, dict):
-            continue
-        parts = [*(item.get("content") or ()), *(item.get("summary") or ())]
-        texts = [item.get("arguments"), *(part.get("text") for part in parts if isinstance(part, dict))]
+    for item in openai.objects(answer.get("output")):
+        parts = [*openai.objects(item.get("content")), *openai.objects(item.get("summary"))]
+        texts = [item.get("arguments"), *(part.get("text") for part in parts)]
         size += sum(len(text.encode()) for text in texts if isinstance(text, str))
     return size
 

@@ -89,7 +89,7 @@ class EventMeter(StreamMeter):
         for number, event in enumerate(events):
             if _USAGE not in event:
                 continue
-            if event.startswith(self._form.reporting):
+            if event.lstrip(b"\n").startswith(self._form.reporting):
                 self._report = event
             if self._hides_usage:
                 events[number] = _without_usage(event)
