@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.contrib import admin
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, URLResolver, path, reverse
 
@@ -27,7 +27,7 @@ GROUPS = (
         "tenants.ApiKey", "tenants.IPRule", "tenants.Limit",
     )),
     Group("fleet", "Fleet", "The Ollama servers, and what models are called and set to.", (
-        "proxy.Backend", "proxy.ModelJob", "proxy.ModelAlias", "proxy.ModelPolicy",
+        "proxy.Backend", "proxy.ModelJob", "proxy.ModelAlias", "proxy.DefaultModels", "proxy.ModelPolicy",
     )),
     Group("money", "Money", "What models cost.", ("usage.Price",)),
     Group("usage", "Usage", "What was used, as it was recorded. Nobody edits it.", (
@@ -80,6 +80,10 @@ class GatewayAdminSite(admin.AdminSite):
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         now = dashboard.read(request.user)
         return super().index(request, {"now": now, **(extra_context or {})})
+
+    def password_change(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """There is one page for it, which is limited and asks for the second factor."""
+        return HttpResponseRedirect(reverse("account_change_password"))
 
     def now(self, request: HttpRequest) -> HttpResponse:
         """The part of the dashboard that changes, for the script that keeps it up to date."""

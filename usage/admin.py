@@ -1,27 +1,55 @@
 """What was used, which nobody edits, and what it costs."""
 
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 from django import forms
 from django.contrib import admin
-from django.db.models import Model, QuerySet
+from django.db.models import Exists, Model, OuterRef, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
+from django.utils.safestring import SafeString
 
 from tenants import money
-from tenants.administering import LargeTableAdmin, MoneyField
-from usage.models import DailyUsage, Price, UsageBucket, UsageRecord
+from tenants.administering import LargeTableAdmin, MoneyField, badge
+from usage.models import DailyUsage, Outcome, Price, UsageBucket, UsageRecord
+from usage.rollups import SUCCESSES
+
+# How far back records are looked through for what has no index, unless the person chose the dates.
+LOOKED_THROUGH = timedelta(days=7)
+
+
+class Lately:
+    """Of a filter: without dates only the last days are looked through, else a rare value would have all rows read."""
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet) -> QuerySet | None:
+        found = super().queryset(request, queryset)  # type: ignore[misc]
+        chosen = any(name.startswith("started_at") for name in request.GET)
+        if chosen or not self.used_parameters:  # type: ignore[attr-defined]
+            return found
+        return found.filter(started_at__gte=timezone.now() - LOOKED_THROUGH)
+
+
+class ChoicesLately(Lately, admin.ChoicesFieldListFilter):
+    pass
+
+
+class BooleanLately(Lately, admin.BooleanFieldListFilter):
+    pass
 
 
 @admin.register(UsageRecord)
 class UsageRecordAdmin(LargeTableAdmin):
+    purpose = "One row for each admitted call."
     list_display = [
-        "started_at", "tenant_name", "key_name", "model", "backend", "outcome", "status", "prompt_tokens",
-        "completion_tokens", "cost", "milliseconds",
+        "started_at", "tenant_name", "key_name", "model", "backend", "shown_outcome", "status", "tokens_in",
+        "tokens_out", "cost", "milliseconds",
     ]  # fmt: skip
     # Only what has its choices in the code: to find those of another column, all rows would be read.
-    list_filter = ["started_at", "outcome", "stream", "estimated"]
+    list_filter = [
+        "started_at", ("outcome", ChoicesLately), ("stream", BooleanLately), ("estimated", BooleanLately),
+    ]  # fmt: skip
     ordering = ["-started_at", "-id"]
     search_fields = ["client_request_id"]
     search_help_text = "Our request id, or the x-request-id of the client: the whole of it"
@@ -60,6 +88,19 @@ class UsageRecordAdmin(LargeTableAdmin):
             found = queryset.none()
         return (found if found.exists() else queryset.filter(client_request_id=term)), False
 
+    @admin.display(description="outcome")
+    def shown_outcome(self, record: UsageRecord) -> SafeString:
+        cancelled = record.outcome == Outcome.CANCELLED
+        return badge(record.outcome, "ok" if record.outcome in SUCCESSES else "warn" if cancelled else "bad")
+
+    @admin.display(description="tokens in")
+    def tokens_in(self, record: UsageRecord) -> str:
+        return f"{record.prompt_tokens:,}"
+
+    @admin.display(description="tokens out")
+    def tokens_out(self, record: UsageRecord) -> str:
+        return f"{'≈ ' if record.estimated else ''}{record.completion_tokens:,}"
+
     @admin.display(description="cost")
     def cost(self, record: UsageRecord) -> str:
         return "no price" if record.cost_nano is None else f"{money.shown(record.cost_nano)} {record.currency}"
@@ -84,6 +125,7 @@ class SumsAdmin(LargeTableAdmin):
 
 @admin.register(UsageBucket)
 class UsageBucketAdmin(SumsAdmin):
+    purpose = "Sums of 15 minutes. Pages of up to 92 days read these."
     list_display = ["start", *SumsAdmin.SUMS]
     list_filter = ["start"]
     ordering = ["-start", "-tenant", "-api_key"]
@@ -92,6 +134,7 @@ class UsageBucketAdmin(SumsAdmin):
 
 @admin.register(DailyUsage)
 class DailyUsageAdmin(SumsAdmin):
+    purpose = "Sums of days. They stay when old records are pruned."
     list_display = ["day", *SumsAdmin.SUMS]
     list_filter = ["day"]
     ordering = ["-day", "-tenant", "-api_key"]
@@ -112,8 +155,10 @@ class PriceForm(forms.ModelForm):
 class PriceAdmin(admin.ModelAdmin):
     """A price in force is not edited: calls point at the row they were made at. A newer one replaces it."""
 
+    purpose = "What tokens, GPU time and power cost, from when on. A newer price replaces an older one."
     form = PriceForm
-    list_display = ["model", "backend", "input", "output", "gpu_second", "kwh", "watts", "valid_from"]
+    list_display = ["model", "backend", "state", "input", "output", "gpu_second", "kwh", "watts", "valid_from"]
+    search_help_text = "Model or pattern, or backend"
     list_filter = ["valid_from"]
     search_fields = ["model", "backend"]
     ordering = ["model", "backend", "-valid_from"]
@@ -125,6 +170,21 @@ class PriceAdmin(admin.ModelAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         # Without a row this is asked about deleting several at once.
         return obj is not None and super().has_delete_permission(request, obj) and not in_force(obj)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet:
+        newer = Price.objects.filter(
+            model=OuterRef("model"),
+            backend=OuterRef("backend"),
+            valid_from__gt=OuterRef("valid_from"),
+            valid_from__lte=timezone.now(),
+        )
+        return super().get_queryset(request).annotate(replaced=Exists(newer))
+
+    @admin.display(description="state")
+    def state(self, price: Any) -> SafeString:
+        if not in_force(price):
+            return badge("from later on", "warn")
+        return badge("replaced", "off") if price.replaced else badge("in force", "ok")
 
     @admin.display(description="input / 1 M", ordering="input_nano")
     def input(self, price: Price) -> str:
