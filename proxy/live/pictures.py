@@ -37,7 +37,8 @@ class Viewer:
         return self.ends_all or tenant_id in self.ends or self._is_own(tenant_id, user_id)
 
     def _is_own(self, tenant_id: int, user_id: int | None) -> bool:
-        return user_id == self.user_id and tenant_id in self.belongs_to
+        # Keys without a user are the tenant's.
+        return user_id is not None and user_id == self.user_id and tenant_id in self.belongs_to
 
 
 def picture_of(worker: str, calls: Iterable[Call], backends: Iterable[BackendState]) -> Picture:

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import os
+import random
 import signal
 import time
 from contextlib import asynccontextmanager
@@ -355,6 +356,30 @@ async def test_n_odd_messages_close_the_socket_and_harm_nobody(gateway, cast):
             assert await page.closed() == 4400
         for _ in range(2):
             await bystander.until(lambda picture: picture["calls"] == [])
+    assert "Traceback" not in gateway.log()
+
+
+async def test_t13_random_bytes_after_the_handshake_harm_nobody(gateway, cast):
+    dice = random.Random(13)
+    session = sign_in(gateway, cast.bob)
+    request = (
+        f"GET /ws/live HTTP/1.1\r\nHost: 127.0.0.1:{gateway.port}\r\nOrigin: {gateway.url}\r\n"
+        f"Cookie: sessionid={session}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    async with page_of(gateway, cast.bob) as bystander:
+        for _ in range(60):
+            reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+            writer.write(request.encode())
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
+            assert head.startswith(b"HTTP/1.1 101 ")
+            # Frames begin right more often than chance would have them.
+            start = dice.choice((b"", b"\x81\x85", b"\x82\xfe", b"\x01\x80", b"\x80\x81", b"\x89\xff", b"\x88\x82"))
+            writer.write(start + dice.randbytes(dice.choice((1, 5, 50, 2000))))
+            writer.write_eof()
+            await asyncio.wait_for(reader.read(), PATIENCE)  # it closes
+            writer.close()
+        await bystander.shows()
     assert "Traceback" not in gateway.log()
 
 
