@@ -92,13 +92,13 @@ def bind(place: Place, shared: bool = False) -> socket.socket:
 def _reason(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
         holder = holder_of(port) or "another process"
-        return f"Port {port} on {host} is in use by {holder}. {_what_to_do(holder, port)}"
+        return f"Port {port} on {host} is in use by {holder}. {what_to_do(holder, port)}"
     if error.errno == errno.EACCES:
         return f"Port {port} on {host} needs more rights than this process has; ports from 1024 on do not."
     return f"Cannot listen on {host} port {port}: {error.strerror}."
 
 
-def _what_to_do(holder: str, port: int) -> str:
+def what_to_do(holder: str, port: int) -> str:
     if holder.startswith("ollama"):
         return (
             f"To take its place, move Ollama (OLLAMA_HOST=127.0.0.1:{port + 1} ollama serve) and start this with "

@@ -228,12 +228,12 @@ class Watch:
     def stop(self) -> None:
         self._task.cancel()
 
-    def knows_since(self, *, tags: bool) -> float:
-        """When (monotonic) it was last asked what is warm or, with `tags`, what is installed."""
     def want(self) -> None:
         """Has it asked soon, without waiting for it."""
         self._wanted.set()
 
+    def knows_since(self, *, tags: bool) -> float:
+        """When (monotonic) it was last asked what is warm or, with `tags`, what is installed."""
         return self._tags_at if tags else self._asked_at
 
     async def newer_than(self, moment: float, *, tags: bool) -> None:

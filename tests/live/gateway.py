@@ -97,7 +97,7 @@ class Gateway:
             return ["-m", "daphne", "-v", "0", "-b", "127.0.0.1", "-p", port, "gateway_site.asgi:application"]
         if self.server == "runserver":
             return ["manage.py", "runserver", "--noreload", f"127.0.0.1:{port}"]
-        own = [] if "PORT" in self.env else ["--port", port]
+        own = [] if {"PORT", "OLLAMA_PROXY_PORT"} & self.env.keys() else ["--port", port]
         serve = ["manage.py", "serve", "--server", self.server, "--workers", str(self.workers)]
         return [*serve, *own, *self.arguments]
 

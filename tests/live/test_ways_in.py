@@ -286,9 +286,6 @@ async def started(make_gateway, *arguments, database_url="", **env):
     made.arguments = list(arguments)
     if "PORT" in env or "OLLAMA_PROXY_PORT" in env:
         made.port = int(env.get("PORT") or env["OLLAMA_PROXY_PORT"])
-        made.env.setdefault("PORT", str(made.port))
-        if "PORT" not in env:
-            del made.env["PORT"]
     made.url = f"http://127.0.0.1:{made.port}"
     return await asyncio.to_thread(made.start)
 
