@@ -7,20 +7,18 @@ and what it refuses is refused. A connection carries one exchange at a time in H
 server that one of several streams was left, and only the end of the connection lets Ollama know.
 """
 
-# ruff: noqa: ASYNC109 - the signatures with a `timeout` are httpcore's
-
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import httpcore
 import httptools
 
 from proxy.errors import BrokenAnswer, StaleConnection, Unreachable
-from proxy.upstream.delivery import was_not_received
+from proxy.upstream.network import Network, Stream, unless
 from proxy.upstream.wire import (
     IDLE_SECONDS,
     MAX_HEAD,
@@ -30,8 +28,6 @@ from proxy.upstream.wire import (
     READ_BYTES,
     Endpoint,
 )
-
-T = TypeVar("T")
 
 # What httpcore raises when a connection or what comes on it is no good.
 _FAULTS = (
@@ -133,104 +129,12 @@ class Framing:
             self.ended = True
 
 
-class Network(httpcore.AsyncNetworkBackend):
-    """Connects to the pool's addresses, whatever name httpcore asks for: a call never waits for DNS (B14)."""
-
-    def __init__(self, connection: "Connection", address: str) -> None:
-        self._connection = connection
-        self._address = address
-        self._tcp = httpcore.AnyIOBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        stream = await self._tcp.connect_tcp(self._address, port, timeout, local_address, socket_options)
-        return Stream(stream, self._connection, 0)
-
-    async def sleep(self, seconds: float) -> None:
-        await self._tcp.sleep(seconds)
-
-
-class Stream(httpcore.AsyncNetworkStream):
-    """A connection's bytes, in pieces of at most READ_BYTES. `depth`: how many TLS layers it has."""
-
-    def __init__(self, inner: httpcore.AsyncNetworkStream, connection: "Connection", depth: int) -> None:
-        self._inner = inner
-        self._connection = connection
-        self._depth = depth
-        connection.stream = self
-        self.requests = 0
-        # Whether a byte of the answer has come; and whether the backend cannot have had all of the request.
-        self.heard = False
-        self.unheard = False
-        # The first bytes of an answer, waited for during an upload.
-        self._ahead: asyncio.Task[bytes] | None = None
-
-    def read_ahead(self) -> asyncio.Task[bytes]:
-        """Waits for the answer while the request is being written: httpcore would do so only after it."""
-        self._ahead = asyncio.ensure_future(self._inner.read(READ_BYTES))
-        return self._ahead
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        ahead, self._ahead = self._ahead, None
-        try:
-            data = await (ahead or self._inner.read(min(max_bytes, READ_BYTES), timeout))
-        except httpcore.ReadError as exc:
-            self._lost(exc)
-            raise
-        if not data:
-            self._lost(None)
-        self.heard = self.heard or bool(data)
-        if self._depth == self._connection.depth:
-            self._connection.received(data)
-        return data
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        try:
-            await unless(self._ahead, self._inner.write(buffer, timeout))
-        except httpcore.WriteError as exc:
-            self._lost(exc)
-            raise
-
-    def _lost(self, exc: BaseException | None) -> None:
-        if self.heard or self.unheard:
-            return
-        while exc is not None and not isinstance(exc, OSError) and exc.__cause__ is not None:
-            exc = exc.__cause__
-        try:
-            self.unheard = was_not_received(self._inner.get_extra_info("socket"), exc)
-        except (OSError, ValueError):
-            pass  # the socket is closed, and the kernel knows it no more
-
-    async def aclose(self) -> None:
-        if self._ahead is not None:
-            self._ahead.cancel()
-        await self._inner.aclose()
-
-    async def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        inner = await self._inner.start_tls(ssl_context, server_hostname, timeout)
-        return Stream(inner, self._connection, self._depth + 1)
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._inner.get_extra_info(info)
-
-    @property
-    def speaks_http2(self) -> bool:
-        tls = self.get_extra_info("ssl_object")
-        return tls is not None and tls.selected_alpn_protocol() == "h2"
-
-
 class Connection:
     """A pool of httpcore's with one connection in it."""
 
-    def __init__(self, endpoint: Endpoint, address: str, proxy: Proxy | None, http2: bool) -> None:
+    def __init__(
+        self, endpoint: Endpoint, address: str, buffer: memoryview, proxy: Proxy | None, *, http2: bool
+    ) -> None:
         self.endpoint = endpoint
         self.depth = int(endpoint.tls is not None) + int(proxy is not None and proxy.scheme == "https")
         self.stream: Stream | None = None
@@ -243,7 +147,7 @@ class Connection:
             proxy=_for_httpcore(proxy),
             max_connections=1,
             http2=http2,
-            network_backend=Network(self, address),
+            network_backend=Network(address, self, buffer),
         )
 
     async def exchange(self, request: Sequence[bytes], body: AsyncIterator[bytes] | None) -> httpcore.Response:
@@ -283,7 +187,7 @@ class Connection:
         assert self.stream is not None
         self._sent = True
         self.stream.requests += 1
-        self.stream.heard = self.stream.unheard = False
+        self.stream.pipe.heard = self.stream.pipe.unheard = False
         if self.stream.speaks_http2:
             self.framing = None
 
@@ -292,7 +196,7 @@ class Connection:
         if not self._sent:
             return Unreachable(said)
         stream = self.stream
-        if stream is not None and stream.requests > 1 and stream.unheard:
+        if stream is not None and stream.requests > 1 and stream.pipe.unheard:
             return StaleConnection(said)
         return BrokenAnswer(said)
 
@@ -346,25 +250,6 @@ class _Upload:
             if piece is None:
                 return
             yield piece
-
-
-async def unless(other: asyncio.Task[bytes] | None, work: Awaitable[T]) -> T:
-    """The result of some work, unless another task ends first.
-
-    Then raises httpcore.WriteError, upon which httpcore stops writing and reads the answer.
-    """
-    if other is None:
-        return await work
-    working = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait((working, other), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise httpcore.WriteError("answered before it had all of the request")
-        return working.result()
-    finally:
-        if not working.done():
-            working.cancel()
-            await asyncio.wait((working,))
 
 
 class Answer:
@@ -462,6 +347,7 @@ class Pool:
         self._proxy = proxy
         self._http2 = http2
         self._idle: list[Connection] = []
+        self._buffer = memoryview(bytearray(READ_BYTES))
         self._next_address = 0
         self._dropping: set[asyncio.Task[None]] = set()
         self.closed = False
@@ -504,7 +390,7 @@ class Pool:
     def _fresh(self) -> Connection:
         addresses = self.endpoint.addresses
         address = addresses[self._next_address % len(addresses)]
-        return Connection(self.endpoint, address, self._proxy, self._http2)
+        return Connection(self.endpoint, address, self._buffer, self._proxy, http2=self._http2)
 
     def give_back(self, connection: Connection, pieces: Any, *, whole: bool) -> None:
         if whole and connection.kept and not self.closed and len(self._idle) < MAX_IDLE_CONNECTIONS:

@@ -26,12 +26,17 @@ def chat(**fields):
     return {"model": "llama3.2", "messages": [{"role": "user", "content": "hi"}], **fields}
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def gateway(make_shared_gateway, shared_fake):
-    made = make_shared_gateway(LINE_LENGTH=str(LINE_LENGTH), STALL_SECONDS=str(STALL))
-    made.make_backend(shared_fake.url, slots=50)
+@pytest_asyncio.fixture(
+    scope="module", loop_scope="module", params=["uvicorn wire", "uvicorn httpx", "daphne wire", "bare-daphne httpx"]
+)
+async def gateway(request, make_shared_gateway, shared_fake):
+    """On each server and each transport: how a client's departure is heard, and how a backend is told of it."""
+    server, transport = request.param.split()
+    made = make_shared_gateway(server=server, LINE_LENGTH=str(LINE_LENGTH), STALL_SECONDS=str(STALL))
+    made.make_backend(shared_fake.url, slots=50, transport=transport)
     made.key_row, made.key = made.make_key()
-    return await asyncio.to_thread(made.start)
+    yield await asyncio.to_thread(made.start)
+    made.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")

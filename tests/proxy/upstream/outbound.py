@@ -10,15 +10,16 @@ import h2.events
 class OutboundProxy:
     """Tunnels CONNECT and passes plain requests on, to `port` whatever name is asked for. Notes the heads it got."""
 
-    def __init__(self, port=0, refuses=b"", hangs=False):
+    def __init__(self, port=0, refuses=b"", hangs=False, tls=None):
         self.port_behind = port
         self.refuses = refuses  # the status line it answers with
         self.hangs = hangs
+        self.tls = tls
         self.heads = []
         self.writers = []
 
     async def __aenter__(self):
-        self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+        self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0, ssl=self.tls)
         self.port = self.server.sockets[0].getsockname()[1]
         return self
 
