@@ -17,7 +17,7 @@ from proxy.fleet import selection, targets
 from proxy.fleet.merging import Item, merged
 from proxy.fleet.probes import Watch
 from proxy.fleet.state import BackendState
-from proxy.fleet.tls import context_for
+from proxy.fleet.tls import context_for, context_for_proxy
 from proxy.queue import Line
 from proxy.snapshot import Backend, Model
 from proxy.upstream import via_httpx
@@ -305,7 +305,8 @@ def _pool(backend: Backend, endpoint: Endpoint) -> Pool:
     proxy = None
     if backend.proxy_url:
         parts = urlsplit(backend.proxy_url)
-        proxy = via_httpx.Proxy(parts.scheme, parts.hostname or "", parts.port or 0, backend.proxy_credential)
+        tls = context_for_proxy(backend)
+        proxy = via_httpx.Proxy(parts.scheme, parts.hostname or "", parts.port or 0, backend.proxy_credential, tls)
     # Both have one interface, to which tests/proxy/upstream holds them.
     return cast("Pool", via_httpx.Pool(endpoint, proxy, http2=backend.http2))
 

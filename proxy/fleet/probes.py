@@ -17,6 +17,7 @@ import orjson
 
 from proxy.backend_url import refuse_address
 from proxy.fleet.state import BackendState, InstalledModel, WarmModel
+from proxy.fleet.tls import context_for_proxy
 from proxy.headers import LOOP_MARKER
 from proxy.model_names import InvalidModelName
 from proxy.model_names import parse as parse_model_name
@@ -58,7 +59,7 @@ def outbound_proxy(backend: Backend) -> httpx.Proxy | None:
         return None
     user, password = backend.proxy_credential or (b"", b"")
     auth = (user.decode(), password.decode()) if backend.proxy_credential else None
-    return httpx.Proxy(backend.proxy_url, auth=auth)
+    return httpx.Proxy(backend.proxy_url, auth=auth, ssl_context=context_for_proxy(backend))
 
 
 async def resolve(url: str) -> tuple[str, ...]:

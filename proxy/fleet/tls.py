@@ -12,11 +12,26 @@ def context_for(backend: Backend) -> ssl.SSLContext | None:
     """None for http. Raises ssl.SSLError, ValueError or TypeError for certificates that cannot be read."""
     if not backend.url.startswith("https:"):
         return None
-    context = ssl.create_default_context()
-    if backend.ca_certificates:
-        context.load_verify_locations(cadata=backend.ca_certificates)
+    context = _trusting(backend.ca_certificates)
     if backend.client_certificate:
         load_pair(context, backend.client_certificate, backend.client_key)
+    return context
+
+
+def context_for_proxy(backend: Backend) -> ssl.SSLContext | None:
+    """None for http. The backend's authorities are believed of its proxy, too."""
+    if not backend.proxy_url.startswith("https:"):
+        return None
+    try:
+        return _trusting(backend.ca_certificates)
+    except (ssl.SSLError, ValueError, TypeError):
+        return ssl.create_default_context()  # said of the backend already
+
+
+def _trusting(authorities: str) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if authorities:
+        context.load_verify_locations(cadata=authorities)
     return context
 
 

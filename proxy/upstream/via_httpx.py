@@ -48,6 +48,7 @@ class Proxy:
     host: str
     port: int
     credential: tuple[bytes, bytes] | None = field(repr=False, default=None)  # user and password
+    tls: ssl.SSLContext | None = None  # where its scheme is https
 
 
 class Framing:
@@ -423,7 +424,7 @@ def _for_httpcore(proxy: Proxy | None) -> httpcore.Proxy | None:
     if proxy is None:
         return None
     url = httpcore.URL(scheme=proxy.scheme, host=proxy.host, port=proxy.port, target=b"/")
-    return httpcore.Proxy(url, auth=proxy.credential)
+    return httpcore.Proxy(url, auth=proxy.credential, ssl_context=proxy.tls)
 
 
 def _parsed(head: bytes) -> tuple[bytes, bytes, list[tuple[bytes, bytes]]]:

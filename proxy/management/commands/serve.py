@@ -75,7 +75,9 @@ class Command(BaseCommand):
         if options["open"]:
             self.stderr.write(start.OPEN_WARNING)
         if link := link_to_first_run():
-            self.stdout.write(f"Nobody has an account yet. Make the first one here (the link works once):\n\n  {link}\n")
+            self.stdout.write(
+                f"Nobody has an account yet. Make the first one here (the link works once):\n\n  {link}\n"
+            )
             self.stdout.flush()
         try:
             chosen = ServerOptions(

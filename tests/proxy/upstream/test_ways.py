@@ -3,7 +3,6 @@
 import asyncio
 import ssl
 
-import httpcore
 import pytest
 import trustme
 from django.core.exceptions import ValidationError
@@ -87,15 +86,13 @@ async def test_http_is_asked_for_by_its_whole_address_and_keeps_the_credential_f
 
 
 @pytest.mark.parametrize("tls", [True, False], ids=["https", "http"])
-async def test_a_proxy_may_itself_speak_tls(authority, tls_port, plain_port, make_pool, monkeypatch, tls):
-    # The proxy's certificate must be one of the system's authorities.
-    monkeypatch.setattr(httpcore, "default_ssl_context", lambda: trusting(authority))
-    monkeypatch.setattr("httpcore._async.connection.default_ssl_context", lambda: trusting(authority))
+async def test_a_proxy_may_itself_speak_tls(authority, tls_port, plain_port, make_pool, tls):
     own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("proxy.example").configure_cert(own)
     async with OutboundProxy(tls_port if tls else plain_port, tls=own) as proxy:
         context = trusting(authority) if tls else None
-        pool = make_pool(endpoint(443, tls=context, name="gpu.example"), Proxy("https", "proxy.example", proxy.port))
+        secure = Proxy("https", "proxy.example", proxy.port, tls=trusting(authority))
+        pool = make_pool(endpoint(443, tls=context, name="gpu.example"), secure)
         assert [await call(pool) for _ in range(2)] == [OK] * 2
     assert len(proxy.heads) == 1
 
