@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.contrib import admin
+from django.db.models.base import ModelBase
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, URLResolver, path, reverse
@@ -33,17 +34,30 @@ GROUPS = (
     Group("usage", "Usage", "What was used, as it was recorded. Nobody edits it.", (
         "usage.UsageRecord", "usage.UsageBucket", "usage.DailyUsage", "proxy.RefusalCount",
     )),
+    Group("sign-in", "Sign-in", "How people of this gateway prove who they are.", (
+        "account.EmailAddress", "mfa.Authenticator", "socialaccount.SocialAccount", "auth.Group",
+    )),
     Group("operation", "Operation", "The gateway itself.", (
         "proxy.WorkerReport", "proxy.ConfigRevision", "admin.LogEntry",
     )),
 )  # fmt: skip
-OTHERS = Group("more", "Sign-in and more", "Further tables.", ())
+OTHERS = Group("more", "More", "", ())
 _GROUP_OF = {label: group for group in GROUPS for label in group.models}
+
+
+# Tables of allauth that hold nothing but secrets and what is set by the environment.
+NOT_SHOWN = {"socialaccount.SocialApp", "socialaccount.SocialToken", "account.EmailConfirmation"}
 
 
 class GatewayAdminSite(admin.AdminSite):
     site_title = site_header = "Ollama Gateway"
     index_title = "Dashboard"
+
+    def register(self, model_or_iterable: Any, admin_class: Any = None, **options: Any) -> None:
+        """Our apps come first, so that their page of a table stays and an app's own page of it does not appear."""
+        models = [model_or_iterable] if isinstance(model_or_iterable, ModelBase) else model_or_iterable
+        wanted = [model for model in models if model._meta.label not in NOT_SHOWN and not self.is_registered(model)]
+        super().register(wanted, admin_class, **options)
 
     def get_urls(self) -> list[URLPattern | URLResolver]:
         return [path("now/", self.admin_view(self.now), name="now"), *super().get_urls()]

@@ -1,6 +1,7 @@
 """Habits that the admin pages of all apps share."""
 
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,8 @@ from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
+from django.utils import timezone
+from django.utils.formats import date_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
@@ -57,11 +60,17 @@ class FixedOrder(ChangeList):
     def get_ordering(self, request: HttpRequest, queryset: QuerySet) -> list[str]:
         return list(self.model_admin.get_ordering(request))
 
+    @property
+    def ends_early(self) -> bool:
+        """Whether there may be more than the pages show."""
+        return self.result_count >= FirstPages.ROWS
+
 
 class LargeTableAdmin(ReadOnlyAdmin):
     """Neither counts nor sorts the whole table."""
 
     paginator = FirstPages
+    list_per_page = 50
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
     sortable_by = ()
@@ -132,6 +141,11 @@ class ArchivingAdmin(admin.ModelAdmin):
 def badge(text: str, tone: str = "off") -> SafeString:
     """A word for a state. `tone`: ok, warn, bad, off."""
     return format_html('<span class="badge {}">{}</span>', tone, text)
+
+
+def moment(at: datetime | None) -> str:
+    """As Django writes it in lists: on the page of one row it would be a raw text."""
+    return date_format(timezone.localtime(at), "DATETIME_FORMAT") if at else ""
 
 
 def plural(number: int, one: str, many: str = "") -> str:

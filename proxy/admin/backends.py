@@ -48,6 +48,11 @@ class BackendForm(WayForm):
     )
     forget_credential = forms.BooleanField(required=False, help_text="Send no credential any more.")
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if "url" in self.fields:
+            self.fields["url"].label = "URL"
+
     def clean_url(self) -> str:
         try:
             url = normalise_backend_url(self.cleaned_data["url"])
@@ -186,13 +191,13 @@ class BackendAdmin(ArchivingAdmin):
     def installed(self, backend: Backend) -> int | None:
         return len(backend.report.models) if hasattr(backend, "report") else None
 
-    @admin.display(description="credential kept", boolean=True)
-    def has_credential(self, backend: Backend) -> bool:
-        return bool(backend.credential_encrypted)
+    @admin.display(description="credential kept")
+    def has_credential(self, backend: Backend) -> SafeString:
+        return _kept(backend.credential_encrypted)
 
-    @admin.display(description="key kept", boolean=True)
-    def has_client_key(self, backend: Backend) -> bool:
-        return bool(backend.client_key_encrypted)
+    @admin.display(description="key kept")
+    def has_client_key(self, backend: Backend) -> SafeString:
+        return _kept(backend.client_key_encrypted)
 
     # Actions.
 
@@ -299,3 +304,7 @@ class BackendAdmin(ArchivingAdmin):
         else:
             self.log_change(request, row, f"Started: {action} {model}.")
         return back
+
+
+def _kept(sealed: bytes | None) -> SafeString:
+    return badge("set, never shown", "ok") if sealed else badge("none", "off")

@@ -1,5 +1,5 @@
-"""Tenants, people, keys and rules."""
+"""Tenants, people, keys, rules and ways to sign in."""
 
-from tenants.admin import keys, people, rules
+from tenants.admin import keys, people, rules, sign_in
 
-__all__ = ["keys", "people", "rules"]
+__all__ = ["keys", "people", "rules", "sign_in"]

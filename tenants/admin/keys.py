@@ -14,7 +14,7 @@ from django.utils import timezone
 from django.utils.safestring import SafeString
 
 from tenants import shown_once
-from tenants.administering import apply, ask, badge, showing_secret
+from tenants.administering import apply, ask, badge, moment, showing_secret
 from tenants.keys import issue, rotate_key
 from tenants.models import ApiKey
 
@@ -191,8 +191,8 @@ class ApiKeyAdmin(admin.ModelAdmin):
         return f"{', '.join(names[:2])}{' …' if len(names) > 2 else ''}" if names else "all"
 
     @admin.display(description="last used", ordering="last_used__at", empty_value="never")
-    def last_use(self, key: ApiKey) -> Any:
-        return key.last_used.at if hasattr(key, "last_used") else None
+    def last_use(self, key: ApiKey) -> str | None:
+        return moment(key.last_used.at) if hasattr(key, "last_used") else None
 
     # Actions.
 
