@@ -1,21 +1,60 @@
 """Sign-in by the organisation's OpenID Connect provider. It says who somebody is, we say whether they may come in."""
 
+import logging
 from typing import Any
 
 from allauth.account.models import EmailAddress
 from allauth.core.exceptions import ImmediateHttpResponse
 from allauth.socialaccount.adapter import DefaultSocialAccountAdapter
+from allauth.socialaccount.models import SocialApp
+from allauth.socialaccount.providers.oauth2.views import OAuth2CallbackView, OAuth2LoginView
+from allauth.socialaccount.providers.openid_connect.views import OpenIDConnectOAuth2Adapter
 from django.conf import settings
 from django.contrib import messages
 from django.db.models import Q
-from django.http import HttpRequest
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
+from django.urls import reverse
+from requests import RequestException
 
 from tenants import invitations
 from tenants.models import Invitation, Membership, Role, Tenant, User
 
+logger = logging.getLogger(__name__)
+
+
+class OwnAddressAdapter(OpenIDConnectOAuth2Adapter):
+    """Comes back to SITE_URL, whatever the Host header says (N4)."""
+
+    def get_callback_url(self, request: HttpRequest, app: Any) -> str:
+        return settings.SITE_URL + reverse("openid_connect_callback", kwargs={"provider_id": self.provider_id})
+
+
+def begin(request: HttpRequest, provider_id: str) -> HttpResponse:
+    return _answer(OAuth2LoginView, request, provider_id)
+
+
+def come_back(request: HttpRequest, provider_id: str) -> HttpResponse:
+    return _answer(OAuth2CallbackView, request, provider_id)
+
+
+def _answer(view: type, request: HttpRequest, provider_id: str) -> HttpResponse:
+    try:
+        return view.adapter_view(OwnAddressAdapter(request, provider_id))(request)
+    except SocialApp.DoesNotExist:
+        raise Http404 from None
+    except RequestException as exc:
+        logger.warning("%s does not answer: %s", settings.OIDC_ISSUER, type(exc).__name__)
+        messages.error(request, f"{settings.OIDC_NAME} does not answer. Try again later, or sign in with a password.")
+        return redirect("account_login")
+
 
 class SocialAccountAdapter(DefaultSocialAccountAdapter):
+    def get_provider(self, *args: Any, **kwargs: Any) -> Any:
+        provider = super().get_provider(*args, **kwargs)
+        provider.oauth2_adapter_class = OwnAddressAdapter
+        return provider
+
     def is_open_for_signup(self, request: HttpRequest, sociallogin: Any) -> bool:
         """New people need an invitation to the address that the provider vouches for, or OIDC_AUTO_TENANT."""
         addresses = [address.email for address in sociallogin.email_addresses]

@@ -15,7 +15,7 @@ from django.shortcuts import redirect
 from django.urls import URLPattern, path, reverse
 from django.utils.http import url_has_allowed_host_and_scheme, urlencode
 
-from tenants import rate_limits
+from tenants import oidc, rate_limits
 from tenants.rate_limits import limited
 
 
@@ -83,5 +83,7 @@ urlpatterns: list[URLPattern] = [
     path("account/2fa/authenticate/", by_second_factor(mfa.authenticate)),
     path("account/2fa/reauthenticate/", by_second_factor(mfa.reauthenticate)),
     path("account/2fa/webauthn/login/", limited(rate_limits.SIGN_IN, rate_limits.address)(webauthn.login_webauthn)),
+    path("account/oidc/<str:provider_id>/login/", limited(rate_limits.SIGN_IN, rate_limits.address)(oidc.begin)),
+    path("account/oidc/<str:provider_id>/login/callback/", oidc.come_back),
     path("account/2fa/webauthn/reauthenticate/", by_second_factor(webauthn.reauthenticate_webauthn)),
 ]
