@@ -1,0 +1,5 @@
+"""The gateways of the live tests."""
+
+from tests.live.conftest import sqlite_template
+
+__all__ = ["sqlite_template"]
