@@ -68,7 +68,7 @@ class ApiKeyAdmin(admin.ModelAdmin):
     purpose = "What calls are made with."
     form = ApiKeyForm
     change_form_template = "admin/tenants/apikey/change_form.html"
-    list_display = ["name", "shown_prefix", "state", "tenant", "user", "models", "expires_at", "last_use"]
+    list_display = ["name", "state", "tenant", "user", "models", "last_use", "expires_at", "shown_prefix"]
     list_filter = [KeyState, "may_manage", "may_use_cloud", "may_be_in_path", "imported"]
     list_select_related = ["tenant", "user", "last_used"]
     search_fields = ["name", "prefix", "tenant__name", "user__username"]
