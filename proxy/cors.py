@@ -22,7 +22,11 @@ _STAINLESS = re.compile(r"x-stainless-[a-z0-9-]{1,40}\Z")
 EXPOSED_HEADERS = (
     *("x-request-id", "retry-after", "x-should-retry", "x-cache", "age"),
     *("x-gateway-backend", "x-gateway-queue-ms", "x-gateway-adjusted", "x-gateway-error", "x-gateway-estimated"),
-    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens", "cost", "concurrent")),
+    *(
+        f"x-ratelimit-{what}-{of}"
+        for what in ("limit", "remaining", "reset")
+        for of in ("requests", "tokens", "cost", "concurrent")
+    ),
 )
 _EXPOSED = ", ".join(EXPOSED_HEADERS).encode()
 
