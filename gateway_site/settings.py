@@ -231,6 +231,7 @@ TIME_ZONE = env.text("TIME_ZONE", "UTC")
 USE_TZ = True
 LANGUAGE_CODE = "en-us"
 USE_I18N = False
+FORMAT_MODULE_PATH = ["gateway_site.formats"]
 
 STATIC_URL = "static/"
 STATIC_ROOT = BASE_DIR / "staticfiles"
@@ -286,6 +287,8 @@ GATEWAY = Configuration(
     trusted_proxies=TRUSTED_PROXIES,
     time_zone=TIME_ZONE,
     redis_url=REDIS_URL,
+    # How long the reservations of a worker that died are held for it.
+    limit_lease_seconds=env.seconds("LIMIT_LEASE_SECONDS", 30),
     currency=env.text("CURRENCY", "EUR"),
     max_body_bytes=env.integer("MAX_BODY_BYTES", 20 << 20, minimum=1024),
     default_output_tokens=env.integer("DEFAULT_OUTPUT_TOKENS", 4096, minimum=1),

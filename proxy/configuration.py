@@ -18,6 +18,7 @@ class Configuration:
     time_zone: str = "UTC"
     # Limits are shared by all processes that name the same one; "" = each counts alone.
     redis_url: str = ""
+    limit_lease_seconds: float = 30
     currency: str = "EUR"
     max_body_bytes: int = 20 << 20
     # Written into calls that name no output cap, and what they reserve.

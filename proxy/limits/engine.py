@@ -5,16 +5,23 @@ from collections.abc import Callable, Mapping, Sequence
 
 from proxy.limits.connection import RedisAway
 from proxy.limits.memory import MemoryLimits
-from proxy.limits.redis import RedisLimits, SharedReservation
+from proxy.limits.redis import LEASE_SECONDS, RedisLimits, SharedReservation
 from proxy.limits.rules import Amounts, Reservation, Rule
 
 
 class Limits:
     """`clock` gives epoch seconds that never step. With Redis: `start` and `close` in the loop of the calls."""
 
-    def __init__(self, zone: str, clock: Callable[[], float] = time.time, redis_url: str = "") -> None:
+    def __init__(
+        self,
+        zone: str,
+        clock: Callable[[], float] = time.time,
+        redis_url: str = "",
+        *,
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> None:
         self.memory = MemoryLimits(zone, clock)
-        self.shared = RedisLimits(redis_url, zone, clock) if redis_url else None
+        self.shared = RedisLimits(redis_url, zone, clock, lease_seconds=lease_seconds) if redis_url else None
 
     def start(self) -> None:
         if self.shared is not None:
