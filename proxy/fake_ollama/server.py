@@ -292,6 +292,9 @@ class FakeOllama:
         connection.calls += 1
         seen = self.log.open(connection.number, request.method, request.target, request.headers, request.body)
         connection.seen = seen
+        if request.upload is not None:
+            seen.received = request.upload.size
+            self.log.changed()
         call = self._call(connection, request, seen)
         try:
             await self._answer(call)

@@ -15,7 +15,7 @@ DIGEST = re.compile(r"sha256[:-][0-9a-fA-F]{64}")
 NO_MANIFEST = "pull model manifest: file does not exist"
 NO_SOURCE = "neither 'from' or 'files' was specified"
 STEPS = 3
-PADDING = 32_000
+PADDING = 250_000
 
 
 async def pull(call: Call) -> None:
