@@ -82,7 +82,7 @@ async def _expanded(raw: bytes, limit: int) -> bytes:
     pieces: list[bytes] = []
     for piece in expansion.expanding(raw, limit):
         pieces.append(piece)
-        if len(piece) == expansion.SLICE:
+        if len(raw) > expansion.SLICE or len(piece) > expansion.SLICE:
             await asyncio.sleep(0)
     return b"".join(pieces)
 
