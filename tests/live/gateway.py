@@ -101,7 +101,7 @@ class Gateway:
         serve = ["manage.py", "serve", "--server", self.server, "--workers", str(self.workers)]
         return [*serve, *own, *self.arguments]
 
-    def wait_until_ready(self, seconds: float = 30) -> None:
+    def wait_until_ready(self, seconds: float = 90) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             assert self.process is not None
@@ -193,6 +193,18 @@ class Gateway:
             )
             await asyncio.sleep(0.05)
         return found
+
+    async def until_it_lists(self, *models: str, key: str = "", seconds: float = 60) -> "Gateway":
+        """Waits until the probes have found models, however slow the machine is."""
+        deadline = time.monotonic() + seconds
+        async with self.client(key) as client:
+            while True:
+                answer = await client.get("/api/tags")
+                listed = {item["name"] for item in answer.json()["models"]} if answer.status_code == 200 else set()
+                if listed >= {name if ":" in name else f"{name}:latest" for name in models}:
+                    return self
+                assert time.monotonic() < deadline, f"{listed}\n{answer.text}\n{self.log()[-3000:]}"
+                await asyncio.sleep(0.05)
 
     # The data plane, as apps call it
 
