@@ -1,5 +1,6 @@
 """From a backend's answer to the client: what passes, what is mended, what becomes an error."""
 
+import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -184,14 +185,24 @@ class Relay:
                 call.expect_within(self.gap_seconds, Interruption.GAP)
         except BrokenAnswer as exc:
             broken = str(exc)
-        meter.finish()
-        # The last object tells whether the answer is whole; the connection does not (B3).
-        if meter.complete or meter.error:
-            call.outcome = "failed" if meter.error else "ok"
-            call.error = "backend_error" if meter.error else ""
+        except asyncio.CancelledError:
+            # A client may leave as soon as it has the last object, before the backend has ended its answer.
+            if call.interruption is Interruption.CLIENT_GONE and not meter.rest and self._has_ended(meter):
+                self.before_end()
+            raise
+        if self._has_ended(meter):
             await self._end(self._mended(lines + meter.rest))
         else:
             await self._break_off(lines, broken)
+
+    def _has_ended(self, meter: StreamMeter) -> bool:
+        """Whether the last object was seen, which tells whether the answer is whole; the connection does not (B3)."""
+        meter.finish()
+        if not meter.complete and not meter.error:
+            return False
+        self.call.outcome = "failed" if meter.error else "ok"
+        self.call.error = "backend_error" if meter.error else ""
+        return True
 
     def _mended(self, lines: bytes) -> bytes:
         """Whole lines of a stream as the client gets them."""

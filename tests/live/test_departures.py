@@ -121,6 +121,35 @@ async def test_b10_while_streaming_the_tokens_so_far_are_recorded(gateway, fake,
     assert record.prompt_tokens > 0
 
 
+LAST_OBJECTS = {
+    "done": ("/api/chat", b'{"message":{"content":"a"},"done":true,"prompt_eval_count":5,"eval_count":2}\n', "ok"),
+    "error": ("/api/chat", b'{"message":{"content":"a"},"done":false}\n{"error":"the runner died"}\n', "failed"),
+    "[DONE]": (
+        "/v1/chat/completions",
+        b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop"}]}\n\n'
+        b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7}}\n\ndata: [DONE]\n\n',
+        "ok",
+    ),
+}
+
+
+@pytest.mark.parametrize("last", LAST_OBJECTS)
+async def test_after_the_last_object_the_call_has_ended_though_the_backend_has_not_closed_it(gateway, fake, last):
+    path, body, outcome = LAST_OBJECTS[last]
+    kind = b"application/x-ndjson" if path == "/api/chat" else b"text/event-stream"
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ntransfer-encoding: chunked\r\n\r\n" % kind
+    raw = head + b"%x\r\n%b\r\n" % (len(body), body)
+    fake.faults(path=path, raw=raw.decode(), raw_close=False)
+    async with Caller(gateway, path, chat(stream=True)) as caller:
+        assert await caller.head() == 200
+        await caller.until(body.rstrip().rpartition(b"\n")[2])
+        caller.leave("close")
+        record = await gateway.record(caller.headers["x-request-id"], PATIENCE)
+    assert (record.outcome, record.error) == (outcome, "" if outcome == "ok" else "backend_error")
+    if outcome == "ok":
+        assert (record.prompt_tokens, record.completion_tokens, record.estimated) == (5, 2, False)
+
+
 PHASES = {
     "before the head of a stream": ("/api/chat", chat(), {"hang_before_headers": True}, "hung"),
     "while the model loads": ("/api/chat", chat(model="qwen3:8b"), {"hang_load": True}, "hung"),
