@@ -59,7 +59,7 @@ def account(request: HttpRequest, token: str) -> HttpResponse:
         login(request, user, settings.AUTHENTICATION_BACKENDS[0])
         return redirect("setup_backend")
     response = _page(request, "account", {"form": form, "hide_sign_in": True})
-    response.headers["Referrer-Policy"] = "no-referrer"  # the address is the secret
+    response.headers["Referrer-Policy"] = "strict-origin"  # see tenants/views/invited.py
     return response
 
 

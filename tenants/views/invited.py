@@ -23,8 +23,8 @@ def urls() -> list[URLPattern]:
 
 def invitation(request: HttpRequest, token: str) -> HttpResponse:
     response = _answer(request, token)
-    # The address is the secret.
-    response.headers["Referrer-Policy"] = "no-referrer"
+    # The address is the secret. Not no-referrer: browsers send forms with "Origin: null" then, which Django refuses.
+    response.headers["Referrer-Policy"] = "strict-origin"
     return response
 
 

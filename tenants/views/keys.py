@@ -101,7 +101,7 @@ def secret(request: PersonRequest, known: Known, prefix: str) -> HttpResponse:
         **_examples(key, clear_text, known),
     }
     response = render(request, "tenants/keys/secret.html", context)
-    response.headers["Referrer-Policy"] = "no-referrer"
+    response.headers["Referrer-Policy"] = "strict-origin"
     return shown_once.forget_cookie(response)
 
 

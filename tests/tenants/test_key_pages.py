@@ -46,7 +46,7 @@ def test_a_key_is_made_by_its_user_and_shown_exactly_once(client, bob, settings)
     assert digest(clear_text.encode(), settings.KEY_PEPPER) == bytes(key.digest)
     assert clear_text in page.content.decode()
     assert page["Cache-Control"] == "no-store"
-    assert page["Referrer-Policy"] == "no-referrer"
+    assert page["Referrer-Policy"] == "strict-origin"
     again = client.get(location, follow=True)
     assert clear_text not in again.content.decode()
     assert "not kept" in again.content.decode()

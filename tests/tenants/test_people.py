@@ -36,7 +36,7 @@ def test_an_invitation_is_sent_and_makes_an_account_with_its_role(client, acme, 
     client.logout()
     path = link.removeprefix(settings.SITE_URL)
     page = client.get(path)
-    assert page["Referrer-Policy"] == "no-referrer"
+    assert page["Referrer-Policy"] == "strict-origin"
     assert client.post(path, ACCOUNT)["location"] == reverse("home")
     nina = User.objects.get(username="nina")
     assert (nina.email, nina.get_full_name(), nina.check_password(PASSWORD)) == ("nina@example.com", "Nina N", True)
