@@ -165,7 +165,7 @@ class ManagementCall(Dispatch):
         if source is None or key.may_use_cloud:
             return
         installed = self.target.models.get(parse(source).canonical)
-        if installed is not None and (installed.item.get("remote_host") or installed.item.get("remote_model")):
+        if installed is not None and installed.remote:
             raise Forbidden("cloud_not_allowed", f"'{source}' runs in the cloud, which this API key may not use.")
 
     def _written(self, request: Request) -> bytes:

@@ -227,9 +227,9 @@ class Fleet:
     def _holders(self, call: Call, now: float) -> list[BackendState]:
         assert call.model is not None
         name, pinned = call.model.served.canonical, call.model.policy.num_ctx
-        holders = [
-            state for state in self.states.values() if name in state.models and state.backend.enabled and state.is_up
-        ]
+        assert call.key is not None
+        cloud = call.key.may_use_cloud
+        holders = [state for state in self._up() if state.may_serve(name, cloud=cloud)]
         if call.context:
             holders = [state for state in holders if state.offers_context(name, call.context, pinned)]
         return selection.in_rotation(holders, now)
@@ -246,8 +246,9 @@ class Fleet:
     def _why_unserved(self, call: Call, tried: Collection[str]) -> Refusal:
         assert call.model is not None
         assert call.route is not None
-        name = call.model.served.canonical
-        holders = [state for state in self.states.values() if state.backend.enabled and state.has(name)]
+        assert call.key is not None
+        name, cloud = call.model.served.canonical, call.key.may_use_cloud
+        holders = [state for state in self._enabled() if state.may_serve(name, cloud=cloud)]
         if tried:
             return Unavailable("backend_failed", "The backends that have this model failed. Try again.", retry_after=2)
         if call.context and any(state.is_up for state in holders):

@@ -146,6 +146,7 @@ def installed_models(answer: dict[str, Any]) -> dict[str, InstalledModel]:
             item=item,
         )
     return models
+            remote=bool(item.get("remote_host") or item.get("remote_model")),
 
 
 def warm_models(answer: dict[str, Any], installed: dict[str, InstalledModel]) -> dict[str, WarmModel]:

@@ -20,6 +20,7 @@ class InstalledModel:
     digest: str
     trained_context: int  # 0 = unknown
     item: dict[str, Any] = field(repr=False)
+    remote: bool = False  # a stub: what is sent to it leaves the house, whatever it is called
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,11 @@ class BackendState:
 
     def has(self, model: str) -> bool:
         return model in self.models
+
+    def may_serve(self, model: str, *, cloud: bool) -> bool:
+        """`cloud`: whether the prompt may leave the house (M2)."""
+        installed = self.models.get(model)
+        return installed is not None and (cloud or not installed.remote)
 
     def context_of(self, model: str, pinned: int | None) -> int:
         """The context (tokens) a call of a model gets here."""

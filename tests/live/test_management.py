@@ -242,6 +242,9 @@ async def test_m2_a_model_that_sends_prompts_away_gets_no_plainer_name(gateway, 
                     if "stub:latest" in (await other.get("/api/tags")).text:
                         break
         with no_calls(fake):
+            for path in ("/api/chat", "/api/generate", "/api/show"):
+                answer = await client.post(path, json={"model": "stub", "prompt": "x", "messages": []})
+                assert (answer.status_code, answer.headers["x-gateway-error"]) == (404, "model_not_found")
             for path, body in (
                 ("/api/copy", {"source": "stub", "destination": "plain"}),
                 ("/api/create", {"model": "plain", "from": "stub"}),
@@ -249,6 +252,7 @@ async def test_m2_a_model_that_sends_prompts_away_gets_no_plainer_name(gateway, 
                 answer = await client.post(path, json=body)
                 assert (answer.status_code, answer.headers["x-gateway-error"]) == (403, "cloud_not_allowed")
         async with gateway.client(gateway.cloud_key) as other:
+            assert (await other.post("/api/generate", json={"model": "stub", "prompt": "x"})).status_code == 200
             assert (await other.post("/api/copy", json={"source": "stub", "destination": "plain"})).status_code == 200
     finally:
         fake.remove_model("stub")
