@@ -14,6 +14,7 @@ REMEMBERED = 1000
 
 ALLOWED_HEADERS = (
     *("authorization", "content-type", "user-agent", "accept", "x-requested-with", "x-request-id", "cache-control"),
+    "x-gateway-backend",
     *("openai-beta", "openai-organization", "openai-project", "x-api-key"),
     *("anthropic-version", "anthropic-beta", "anthropic-dangerous-direct-browser-access"),
 )

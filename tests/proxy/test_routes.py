@@ -1,9 +1,12 @@
 """Rows P1–P3: the routes that exist are those of one table, by the bytes of their paths."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from proxy.fake_ollama import routing
-from proxy.routes import ROUTES, Kind, Right, belongs_to_calls, find
+from proxy.routes import _WITH_PARAMETER, ROUTES, Kind, Right, belongs_to_calls, find
 from tests.proxy.odd_paths import MANAGEMENT, odd_spellings
 
 # A new kind or route is added here by whoever adds it, knowingly.
@@ -19,6 +22,13 @@ def test_p1_every_route_of_a_tenant_is_one_that_was_meant():
         for method, route in methods.items():
             if route.right is not Right.MANAGE and path.startswith((b"/api", b"/config")):
                 assert f"{method} {path.decode()}" in TENANT_ROUTES
+
+
+def test_every_route_is_in_the_documentation():
+    text = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    paths = {route.path for methods in ROUTES.values() for route in methods.values()}
+    paths |= {route.path for route in _WITH_PARAMETER}
+    assert not {path for path in paths if not re.search(rf"[` ]{re.escape(path)}`", text)}
 
 
 def test_p2_management_needs_the_right_to_manage():
