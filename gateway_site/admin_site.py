@@ -45,6 +45,7 @@ OTHERS = Group("more", "More", "", ())
 _GROUP_OF = {label: group for group in GROUPS for label in group.models}
 
 
+OUR_APPS = {"tenants", "usage", "proxy"}
 # Tables of allauth that hold nothing but secrets and what is set by the environment.
 NOT_SHOWN = {"socialaccount.SocialApp", "socialaccount.SocialToken", "account.EmailConfirmation"}
 
@@ -54,10 +55,14 @@ class GatewayAdminSite(admin.AdminSite):
     index_title = "Dashboard"
 
     def register(self, model_or_iterable: Any, admin_class: Any = None, **options: Any) -> None:
-        """Our apps come first, so that their page of a table stays and an app's own page of it does not appear."""
-        models = [model_or_iterable] if isinstance(model_or_iterable, ModelBase) else model_or_iterable
-        wanted = [model for model in models if model._meta.label not in NOT_SHOWN and not self.is_registered(model)]
-        super().register(wanted, admin_class, **options)
+        """Our page of a table takes the place of the one that its own app has, whichever is told of first."""
+        ours = admin_class is not None and admin_class.__module__.partition(".")[0] in OUR_APPS
+        for model in [model_or_iterable] if isinstance(model_or_iterable, ModelBase) else model_or_iterable:
+            if model._meta.label in NOT_SHOWN or (self.is_registered(model) and not ours):
+                continue
+            if self.is_registered(model):
+                self.unregister(model)
+            super().register(model, admin_class, **options)
 
     def get_urls(self) -> list[URLPattern | URLResolver]:
         return [path("now/", self.admin_view(self.now), name="now"), *super().get_urls()]
