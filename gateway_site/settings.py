@@ -278,6 +278,9 @@ try:
 except ValueError as exc:
     raise ImproperlyConfigured(f"CORS_ORIGINS or OLLAMA_ORIGINS: {exc}") from None
 
+# Several workers count limits together in Redis; without it they may run only where that is accepted.
+LIMITS_PER_WORKER = env.flag("LIMITS_PER_WORKER", False)
+
 GATEWAY = Configuration(
     spool_dir=Path(env.text("SPOOL_DIR", str(DATA_DIR / "spool"))),
     spool_max_bytes=env.integer("SPOOL_MAX_BYTES", 1 << 30, minimum=1 << 20),

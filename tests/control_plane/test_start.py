@@ -2,6 +2,7 @@
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured, ValidationError
+from django.core.management import CommandError, call_command
 from django.urls import reverse
 from django.utils import timezone
 from pytest_django.asserts import assertContains, assertNotContains
@@ -202,3 +203,11 @@ def test_listen_takes_what_gos_listeners_take(text, address):
 def test_listen_refuses_the_rest(text):
     with pytest.raises(ValueError, match="for all addresses"):
         start.listening_address(text)
+
+
+def test_several_workers_without_redis_are_refused_unless_that_is_accepted(settings):
+    settings.REDIS_URL, settings.LIMITS_PER_WORKER = "", False
+    with pytest.raises(CommandError) as refused:
+        call_command("serve", workers=2, port=1)
+    assert "set REDIS_URL" in str(refused.value)
+    assert "LIMITS_PER_WORKER=True" in str(refused.value)

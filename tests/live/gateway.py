@@ -73,6 +73,8 @@ class Gateway:
             "SECRET_KEY": "a secret of the tests that is long enough to be one",
             "PROBE_SECONDS": "0.2",
             "PYTHONUNBUFFERED": "1",
+            # Most tests of several workers are not about limits.
+            "LIMITS_PER_WORKER": "True",
             "PYTHONWARNINGS": "default",
             **env,
         }

@@ -68,6 +68,11 @@ class Command(BaseCommand):
         host, port = options["listen"] or (host, port)
         if port == settings.METRICS_PORT:
             raise CommandError("METRICS_PORT is the gateway's own port. Leave it out, or choose another.")
+        if workers > 1 and not settings.REDIS_URL and not settings.LIMITS_PER_WORKER:
+            raise CommandError(
+                f"{workers} workers count limits together in Redis: set REDIS_URL. LIMITS_PER_WORKER=True accepts that "
+                f"each of them allows the whole amount of every limit."
+            )
         if options["cache_ttl"]:
             keep_answers_for(options["cache_ttl"])
         prepare_database()
