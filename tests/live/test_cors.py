@@ -42,7 +42,8 @@ async def gateway(make_shared_gateway, shared_fake):
     )
     made.make_backend(shared_fake.url, slots=8)
     _, made.key = made.make_key(may_be_in_path=True)
-    return await asyncio.to_thread(made.start)
+    await asyncio.to_thread(made.start)
+    return await made.until_it_lists("llama3.2", key=made.key)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -52,7 +53,8 @@ async def keyless(make_shared_gateway, shared_fake):
     made.make_backend(shared_fake.url, slots=8)
     row, made.key = made.make_key()
     made.rows(IPRule).create(cidr="127.0.0.0/8", action="allow", acts_as=row)
-    return await asyncio.to_thread(made.start)
+    await asyncio.to_thread(made.start)
+    return await made.until_it_lists("llama3.2", key=made.key)
 
 
 @pytest.fixture

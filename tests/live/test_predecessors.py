@@ -577,6 +577,8 @@ async def cast(make_shared_gateway):
         by_variables.arguments = ["--open"]
         await asyncio.to_thread(gateway.start)
         await asyncio.to_thread(by_variables.start)
+        for made in (gateway, by_variables):
+            await made.until_it_lists(*MODELS)
         yield Cast(gateway, by_variables, metrics_port, fake)
 
 
