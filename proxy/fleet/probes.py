@@ -144,9 +144,9 @@ def installed_models(answer: dict[str, Any]) -> dict[str, InstalledModel]:
             digest=digest[:64] if isinstance(digest, str) else "",
             trained_context=trained if type(trained) is int else 0,
             item=item,
+            remote=bool(item.get("remote_host") or item.get("remote_model")),
         )
     return models
-            remote=bool(item.get("remote_host") or item.get("remote_model")),
 
 
 def warm_models(answer: dict[str, Any], installed: dict[str, InstalledModel]) -> dict[str, WarmModel]:
