@@ -12,6 +12,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import URLPattern, path
 from django.views.decorators.http import require_safe
 
+from proxy.fleet.reports import note
 from proxy.fleet.state import BackendState
 from proxy.key_pages import example_for
 from proxy.models import Backend
@@ -95,7 +96,10 @@ def backend(request: PersonRequest) -> HttpResponse:
         if "test" in request.POST:
             context["found"] = _tested(form.instance)
         else:
-            form.save()
+            saved = form.save()
+            found = _tested(saved)
+            if found.is_up:
+                note(saved.pk, found)  # so that the next pages know its models before the probes have been there
             return redirect("setup_key")
     return _page(request, "backend", context)
 

@@ -23,6 +23,8 @@ PAUSE_SECONDS = 2.0
 CONFIRM = timedelta(seconds=15)
 # One process reports. Another takes over when it has not confirmed for this long.
 LEASE = timedelta(seconds=40)
+# What a page found out stands until the probes have heard of the change that it made.
+SETTLING = timedelta(seconds=5)
 # A backend may list anything (B15): what is kept of it is bounded.
 MAX_MODELS = 2000
 MAX_TEXT = 100
@@ -78,7 +80,8 @@ class BackendReports:
         now = timezone.now()
         if known is not None:
             age = now - known.updated_at
-            if known.reporter != self._reporter and timedelta() <= age < LEASE:
+            lease = LEASE if known.reporter else SETTLING
+            if known.reporter != self._reporter and timedelta() <= age < lease:
                 return
             same = all(getattr(known, name) == value for name, value in draft.content.items())
             if same and known.reporter == self._reporter and timedelta() <= age < CONFIRM:
@@ -89,6 +92,14 @@ class BackendReports:
             unique_fields=["backend"],
             update_fields=["reporter", "updated_at", *draft.content],
         )
+
+
+def note(backend_id: int, state: BackendState) -> None:
+    """What a page has just found out, for the pages that follow it. No reporter: any process goes on from there."""
+    BackendReport.objects.update_or_create(
+        backend_id=backend_id,
+        defaults={**draft_of(backend_id, state).content, "reporter": "", "updated_at": timezone.now()},
+    )
 
 
 def draft_of(backend_id: int, state: BackendState) -> Draft:

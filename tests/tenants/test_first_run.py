@@ -1,6 +1,9 @@
 """The first account, by the link that the start prints, and the steps after it."""
 
+import json
+import threading
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from django.urls import reverse
@@ -111,3 +114,53 @@ def test_b14_a_forbidden_address_is_refused_by_the_form(client):
     answer = client.post(reverse("setup_backend"), form)
     assert answer.context["form"].errors["url"]
     assert "found" not in answer.context
+
+
+class Ollama(BaseHTTPRequestHandler):
+    """As much of one as a look at it needs."""
+
+    ANSWERS = {
+        "/api/version": {"version": "0.33.0"},
+        "/api/tags": {"models": [{"name": "llama3.2:latest", "model": "llama3.2:latest", "digest": "d", "size": 1}]},
+        "/api/ps": {"models": []},
+    }
+
+    def do_GET(self):
+        body = json.dumps(self.ANSWERS[self.path]).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def ollama():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Ollama)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_backend_is_tested_and_once_saved_its_models_are_known_at_once(client, ollama):
+    client.force_login(make_admin("root"))
+    form = {"name": "gpu", "url": ollama, "slots": "1"}
+    page = client.post(reverse("setup_backend"), {**form, "test": "1"})
+    assert "Ollama 0.33.0 answers, with 1 model:" in page.content.decode()
+    assert not Backend.objects.exists()
+    client.post(reverse("setup_backend"), form)
+    made = client.post(reverse("setup_key"), {"name": "first"})
+    assert client.get(made["location"]).context["example_model"] == "llama3.2:latest"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_backend_that_does_not_answer_is_said_to_and_can_be_saved_all_the_same(client):
+    client.force_login(make_admin("root"))
+    form = {"name": "gpu", "url": "http://127.0.0.1:9", "slots": "1"}
+    page = client.post(reverse("setup_backend"), {**form, "test": "1"})
+    assert "It cannot be connected to." in page.content.decode()
+    assert client.post(reverse("setup_backend"), form)["location"] == reverse("setup_key")
