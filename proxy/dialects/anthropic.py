@@ -7,7 +7,7 @@ import orjson
 
 from proxy import body
 from proxy.body import Schema
-from proxy.dialects import ollama, openai, web_search
+from proxy.dialects import ollama, openai, web_search, weight
 from proxy.dialects.base import NOTHING, Endpoint, Governed, Pin, Request, Usage, go_json
 from proxy.errors import BadRequest
 from proxy.metering import AnswerMeter, EventForm, EventMeter, Meter
@@ -115,10 +115,6 @@ def generated(answer: dict[str, Any]) -> int:
     return size
 
 
-# What a model that sees makes of one picture, about.
-TOKENS_PER_IMAGE = 800
-
-
 def token_count(request: Request) -> int:
     """An estimate of the prompt: four bytes are a token, as Ollama itself guesses. There is nobody to ask."""
     texts = 0
@@ -136,7 +132,7 @@ def token_count(request: Request) -> int:
                 continue
             waiting += [value.get(name) for name in ("content", "text", "thinking", "name", "description")]
             texts += sum(len(orjson.dumps(value[name])) for name in ("input", "input_schema") if value.get(name))
-    return -(-texts // 4) + images * TOKENS_PER_IMAGE
+    return -(-texts // 4) + images * weight.TOKENS_PER_IMAGE
 
 
 def leave(request: Request, pin: Pin) -> Governed:
@@ -163,6 +159,7 @@ ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/messages": Endpoint(
         schema=REQUEST,
         govern=govern,
+        weigh=weight.weigh,
         meter=_meter,
         wants_stream=openai.wants_stream,
         end_user=end_user,

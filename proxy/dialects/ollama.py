@@ -6,6 +6,7 @@ from typing import Any
 
 from proxy import body
 from proxy.body import Schema
+from proxy.dialects import weight
 from proxy.dialects.base import NOTHING, Endpoint, Governed, Pin, Request, Usage, go_json
 from proxy.dialects.ollama_show import govern_show
 from proxy.errors import BadRequest
@@ -226,6 +227,7 @@ def _generation(schema: Schema) -> Endpoint:
     return Endpoint(
         schema=schema,
         govern=govern_generation,
+        weigh=weight.weigh,
         meter=_generation_meter,
         wants_stream=wants_stream,
         unloads=unloads,

@@ -8,7 +8,7 @@ import orjson
 
 from proxy import body
 from proxy.body import Schema
-from proxy.dialects import ollama
+from proxy.dialects import ollama, weight
 from proxy.dialects.base import NOTHING, Endpoint, Governed, Pin, Request, Usage, go_json
 from proxy.errors import BadRequest
 from proxy.metering import AnswerMeter, EmbeddingMeter, EventForm, EventMeter, Meter
@@ -249,6 +249,7 @@ ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/chat/completions": Endpoint(
         schema=CHAT,
         govern=govern_chat,
+        weigh=weight.weigh,
         meter=_chat_meter,
         wants_stream=wants_stream,
         end_user=end_user,

@@ -5,7 +5,7 @@ from typing import Any
 
 from proxy import body
 from proxy.body import Schema
-from proxy.dialects import openai, web_search
+from proxy.dialects import openai, web_search, weight
 from proxy.dialects.base import Endpoint, Governed, Pin, Request, Usage, go_json
 from proxy.dialects.openai import OpenAI
 from proxy.errors import BadRequest
@@ -118,6 +118,7 @@ ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/responses": Endpoint(
         schema=REQUEST,
         govern=govern,
+        weigh=weight.weigh,
         meter=_meter,
         wants_stream=openai.wants_stream,
         end_user=openai.end_user,

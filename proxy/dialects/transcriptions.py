@@ -7,14 +7,12 @@ from typing import Any
 import orjson
 
 from proxy.body import Schema
+from proxy.dialects import weight
 from proxy.dialects.base import Endpoint, Governed, Pin, Request, Usage
 from proxy.errors import BadRequest, BrokenAnswer
 from proxy.forms import Form
 from proxy.metering import MAX_LINE, Meter
 
-# Nothing reports what a transcription used. Speech is some 25 tokens a second to models that hear, and about 16 KB a
-# second as files are usually compressed.
-AUDIO_BYTES_PER_TOKEN = 640
 TEXTS = ("language", "prompt", "response_format")
 
 
@@ -30,7 +28,7 @@ def read(form: Form) -> Request:
 
 def weigh(request: Request, size: int) -> int:
     texts = sum(len(request[name].encode()) for name in TEXTS if name in request)
-    return texts + 4 * -(-len(request["file"]) // AUDIO_BYTES_PER_TOKEN)
+    return texts + 4 * weight.of_sound(len(request["file"]))
 
 
 def govern(request: Request, pin: Pin) -> Governed:
@@ -51,7 +49,7 @@ def written(request: Request) -> tuple[bytes, bytes]:
 
 
 class TranscriptMeter(Meter):
-    """A text, plain or as the one member of an object; four of its bytes are a token."""
+    """A text, plain or as the one member of an object; four of its bytes are a token. Nothing reports its usage."""
 
     __slots__ = ("_json", "_raw", "_size")
 
