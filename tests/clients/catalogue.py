@@ -50,6 +50,8 @@ class Client:
     # Waits for `Retry-After` by itself.
     retries: bool = False
     key_in_path: bool = False
+    # How it is told the gateway's address and a key, for the document.
+    setup: str = ""
 
     def scenarios(self, column: str) -> Sequence[str]:
         if column in self.lacks:
@@ -106,7 +108,7 @@ REQUEST_ERRORS: Errors = ollama_errors("Refused", ("Refused", 200))
 NO_LIST = "It does not list models."
 NO_SHOW = "It does not ask what a model is."
 NO_PULL = "It does not pull models."
-NO_PULL_IN_DIALECT = "The dialect has no route for it."
+NO_ROUTE = "The dialect has no route for it."
 
 CLIENTS: Sequence[Client] = (
     Client(
@@ -115,6 +117,8 @@ CLIENTS: Sequence[Client] = (
         python("ollama"),
         ollama_errors("ResponseError", ("ResponseError", -1)),
         driver="ollama_python.py",
+        setup='`ollama.Client(host="https://gateway", headers={"Authorization": "Bearer KEY"})`, '
+        "or `OLLAMA_HOST` and `OLLAMA_API_KEY`",
     ),
     Client(
         "ollama-js",
@@ -122,6 +126,7 @@ CLIENTS: Sequence[Client] = (
         node("ollama"),
         ollama_errors("ResponseError", ("Error", None)),
         driver="ollama_js.mjs",
+        setup='`new Ollama({ host: "https://gateway", headers: { Authorization: "Bearer KEY" } })`',
     ),
     Client(
         "openai-python",
@@ -129,9 +134,10 @@ CLIENTS: Sequence[Client] = (
         python("openai"),
         {**SDK_ERRORS, "broken": ("APIError", None)},
         driver="openai_python.py",
-        lacks={"pull": NO_PULL_IN_DIALECT},
+        lacks={"pull": NO_ROUTE},
         more={"chat": ("completion",), "stream": ("stream_without_usage", "responses")},
         retries=True,
+        setup='`OpenAI(base_url="https://gateway/v1", api_key="KEY")`',
     ),
     Client(
         "openai-node",
@@ -139,9 +145,10 @@ CLIENTS: Sequence[Client] = (
         node("openai"),
         {**SDK_ERRORS, "broken": ("APIError", None)},
         driver="openai_node.mjs",
-        lacks={"pull": NO_PULL_IN_DIALECT},
+        lacks={"pull": NO_ROUTE},
         more={"chat": ("completion",), "stream": ("stream_without_usage", "responses")},
         retries=True,
+        setup='`new OpenAI({ baseURL: "https://gateway/v1", apiKey: "KEY" })`',
     ),
     Client(
         "anthropic-python",
@@ -151,10 +158,11 @@ CLIENTS: Sequence[Client] = (
         driver="anthropic_python.py",
         lacks={
             "structured output": "Ollama's form of the dialect has none.",
-            "embeddings": NO_PULL_IN_DIALECT,
-            "pull": NO_PULL_IN_DIALECT,
+            "embeddings": NO_ROUTE,
+            "pull": NO_ROUTE,
         },
         retries=True,
+        setup='`Anthropic(base_url="https://gateway", api_key="KEY")`',
     ),
     Client(
         "anthropic-sdk (Node)",
@@ -164,10 +172,11 @@ CLIENTS: Sequence[Client] = (
         driver="anthropic_node.mjs",
         lacks={
             "structured output": "Ollama's form of the dialect has none.",
-            "embeddings": NO_PULL_IN_DIALECT,
-            "pull": NO_PULL_IN_DIALECT,
+            "embeddings": NO_ROUTE,
+            "pull": NO_ROUTE,
         },
         retries=True,
+        setup='`new Anthropic({ baseURL: "https://gateway", apiKey: "KEY" })`',
     ),
     Client(
         "LangChain `ChatOllama`",
@@ -176,7 +185,8 @@ CLIENTS: Sequence[Client] = (
         ollama_errors("ResponseError", ("ResponseError", -1)),
         driver="langchain_clients.py",
         lacks={"show": NO_SHOW, "pull": NO_PULL},
-        notes={"list": "With `validate_model_on_init`: a model that the key may not use counts as not there."},
+        notes={"list": "By `validate_model_on_init`."},
+        setup='`ChatOllama(base_url="https://gateway", client_kwargs={"headers": {"Authorization": "Bearer KEY"}})`',
     ),
     Client(
         "LangChain `ChatOpenAI`",
@@ -200,6 +210,7 @@ CLIENTS: Sequence[Client] = (
             "embeddings": "`OpenAIEmbeddings` with `check_embedding_ctx_length=False`: Ollama takes no token numbers."
         },
         retries=True,
+        setup='`ChatOpenAI(base_url="https://gateway/v1", api_key="KEY")`',
     ),
     Client(
         "LlamaIndex `Ollama`",
@@ -213,6 +224,7 @@ CLIENTS: Sequence[Client] = (
             "chat": "Say `context_window`. Otherwise it asks for the whole context that the model was trained for, "
             "which the gateway refuses (400, `context_too_long`) unless it runs the model with as much."
         },
+        setup='`Ollama(base_url="https://gateway", headers={"Authorization": "Bearer KEY"}, context_window=4096)`',
     ),
     Client(
         "LiteLLM `ollama_chat/`",
@@ -227,6 +239,7 @@ CLIENTS: Sequence[Client] = (
             "cancel": "It has no method for it: the call ends with the last reference to the stream.",
         },
         key_in_path=True,
+        setup='`completion("ollama_chat/MODEL", api_base="https://gateway", api_key="KEY")`',
     ),
     Client(
         "LiteLLM `openai/`",
@@ -237,9 +250,23 @@ CLIENTS: Sequence[Client] = (
         argument="openai",
         lacks={"list": NO_LIST, "show": NO_SHOW, "pull": NO_PULL},
         notes={"cancel": "By the stream of the library below: `response.completion_stream.close()`."},
+        setup='`completion("openai/MODEL", api_base="https://gateway/v1", api_key="KEY")`',
     ),
-    Client("Open WebUI", "Ollama", (), REQUEST_ERRORS),
-    Client("Continue", "Ollama", (), REQUEST_ERRORS, lacks={"structured output": "It asks for none.", "pull": NO_PULL}),
+    Client(
+        "Open WebUI",
+        "Ollama",
+        (),
+        REQUEST_ERRORS,
+        setup="Admin, Connections, Ollama: URL `https://gateway`, key in the bearer field",
+    ),
+    Client(
+        "Continue",
+        "Ollama",
+        (),
+        REQUEST_ERRORS,
+        lacks={"structured output": "It asks for none.", "pull": NO_PULL},
+        setup="`provider: ollama`, `apiBase: https://gateway/` (with its slash), `apiKey: KEY`",
+    ),
     Client(
         "Claude Code",
         "Anthropic",
@@ -252,6 +279,8 @@ CLIENTS: Sequence[Client] = (
             "show": NO_SHOW,
             "pull": NO_PULL,
         },
+        more={"stream": ("count_tokens",)},
+        setup="`ANTHROPIC_BASE_URL=https://gateway ANTHROPIC_AUTH_TOKEN=KEY`",
     ),
     Client(
         "Codex CLI",
@@ -263,6 +292,7 @@ CLIENTS: Sequence[Client] = (
             "embeddings": "It asks for none.",
             "show": NO_SHOW,
         },
+        setup='a provider with `base_url = "https://gateway/v1"`, `wire_api = "responses"` and an `env_key`',
     ),
     Client(
         "`ollama` CLI",
@@ -275,5 +305,6 @@ CLIENTS: Sequence[Client] = (
             "errors": "Its first request is `HEAD /`, whose answer has no body: of a wrong key it sees 401 alone.",
         },
         key_in_path=True,
+        setup="`OLLAMA_HOST=https://gateway/k/KEY`",
     ),
 )

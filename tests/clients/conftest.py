@@ -1,4 +1,4 @@
-"""The gateways of the live tests."""
+"""The databases of the live tests."""
 
 from tests.live.conftest import sqlite_template
 

@@ -25,7 +25,7 @@ from usage.models import UsageRecord
 PIECES = ("Because ", "of ", "<b>Rayleigh</b> & ", "Grüße\u2028", "世界 ", "😀", "\n\n", 'data: {"done":true}', " end.")
 TOKENS = 16
 WAIT_SECONDS = 2
-AT_A_TIME = 4
+AT_A_TIME = 8
 # Scenarios that a program runs as another one, with a key of its own.
 RUN_AS = {"bad_key": "refused", "limit": "refused", "wait": "chat"}
 GENERATION_PATHS = ("/api/chat", "/api/generate", "/v1/*")
@@ -89,6 +89,25 @@ def make_trials(gateway: Gateway, clients: Sequence[Client]) -> list[Trial]:
     return trials
 
 
+async def until_served(gateway: Gateway, seconds: float) -> None:
+    """Waits until the gateway knows what its backend has: it is ready before."""
+    _, key = gateway.make_key("the tests")
+    async with gateway.client(key) as client, asyncio.timeout(seconds):
+        while True:
+            answer = await client.get("/api/tags")
+            if answer.status_code == 200 and answer.json()["models"]:
+                return
+            await asyncio.sleep(0.1)
+
+
+async def until_stored(gateway: Gateway, fake: FakeOllama, seconds: float) -> None:
+    """Waits for a record of each call that the backend saw; what is missing then shows in `gather_traces`."""
+    wanted = sum(call.header("x-request-id") is not None for call in fake.calls)
+    deadline = time.monotonic() + seconds
+    while gateway.rows(UsageRecord).count() < wanted and time.monotonic() < deadline:
+        await asyncio.sleep(0.1)
+
+
 async def run(trials: Sequence[Trial], url: str, drivers: Mapping[str, Driver]) -> None:
     """Clients side by side, the scenarios of each one after the other."""
     room = asyncio.Semaphore(AT_A_TIME)
@@ -150,7 +169,16 @@ def problems_of(trial: Trial, fake: FakeOllama) -> list[str]:
 
 OUTCOMES = {"broken": "failed", "cancel": "cancelled"}
 # Records that a scenario makes at least; one where it is not named.
-RECORDS = {"tools": 2, "wait": 2, "list": 0, "unknown_model": 0, "bad_key": 0, "limit": 0, "whole_context": 0}
+RECORDS = {
+    "tools": 2,
+    "count_tokens": 0,
+    "wait": 2,
+    "list": 0,
+    "unknown_model": 0,
+    "bad_key": 0,
+    "limit": 0,
+    "whole_context": 0,
+}
 
 
 def problems_of_records(trial: Trial) -> Iterator[str]:
@@ -270,6 +298,12 @@ def check_pull(trial: Trial, fake: FakeOllama) -> Iterator[str]:
     yield from differs("first and last status", [statuses[0], statuses[-1]], ["pulling manifest", "success"])
 
 
+def check_count_tokens(trial: Trial, fake: FakeOllama) -> Iterator[str]:
+    """An estimate of the gateway's: Ollama has no such route."""
+    if not 0 < trial.answer["input_tokens"] < 1000:
+        yield f"{trial.answer} for a short question"
+
+
 def check_wait(trial: Trial, fake: FakeOllama) -> Iterator[str]:
     """The second call was refused, and made again when its time had come."""
     yield from check_text(trial, fake)
@@ -322,6 +356,7 @@ CHECKS: Mapping[str, Callable[[Trial, FakeOllama], Iterator[str]]] = {
     "bad_key": error("API key"),
     "limit": error("The limit of 0 requests"),
     "whole_context": error("num_ctx 131072 is more than"),
+    "count_tokens": check_count_tokens,
     "wait": check_wait,
     "broken": check_broken,
     "cancel": check_cancel,

@@ -21,7 +21,7 @@ def get_time(city: str) -> str:
 
 
 def connect(url: str, key: str, model: str, **options: object) -> Ollama:
-    options = {"context_window": 4096, **options}
+    options = {"context_window": 4096, "request_timeout": 120, **options}
     return Ollama(model=model, base_url=url, headers={"Authorization": f"Bearer {key}"}, **options)
 
 
