@@ -20,6 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from proxy.models import Backend
 from tenants.models import Membership, User
 from tests.live.signed_in import make_person, sign_in
+from tests.live.test_control import begun
 from tests.redis_server import RedisServer
 
 PATIENCE = 30.0
@@ -102,11 +103,14 @@ async def page_of(gateway, user):
 @asynccontextmanager
 async def stream(gateway, key, **fields):
     """(id of the call, its lines), begun."""
-    async with gateway.client(key) as client, client.stream("POST", "/api/chat", json=chat(**fields)) as answer:
-        assert answer.status_code == 200
-        lines = answer.aiter_lines()
-        await anext(lines)
-        yield answer.headers["x-request-id"], lines
+    async with gateway.client(key) as client:
+        answer = await begun(client, chat(**fields))
+        try:
+            lines = answer.aiter_lines()
+            await anext(lines)
+            yield answer.headers["x-request-id"], lines
+        finally:
+            await answer.aclose()
 
 
 async def last_line(lines):
@@ -460,7 +464,8 @@ def redis_server():
 async def test_s7_pages_show_the_calls_of_all_workers_and_end_them_wherever_they_run(
     make_gateway, fake, redis_server, layer
 ):
-    gateway = make_gateway(workers=WORKERS, REDIS_URL=redis_server.url if layer == "redis" else "")
+    options = {"REDIS_URL": redis_server.url} if layer == "redis" else {}
+    gateway = make_gateway(workers=WORKERS, **options)
     gateway.make_backend(fake.url, slots=64)
     gateway.cast = Cast(gateway)
     gateway.start()
