@@ -1,5 +1,6 @@
 """Real servers on real sockets. Each test has a gateway, a fake Ollama and a database of its own."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -80,12 +81,13 @@ async def fake() -> AsyncIterator[FakeOllama]:
 
 
 @pytest.fixture
-def gateway(make_gateway: Callable[..., Gateway], fake: FakeOllama) -> Gateway:
+async def gateway(make_gateway: Callable[..., Gateway], fake: FakeOllama) -> Gateway:
     """One started gateway in front of one fake, with one key in `gateway.key`."""
     made = make_gateway()
     made.make_backend(fake.url)
     made.key_row, made.key = made.make_key()
-    return made.start()
+    # Off the loop, in which the fake has to answer its first probes.
+    return await asyncio.to_thread(made.start)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
