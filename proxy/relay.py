@@ -193,7 +193,7 @@ class Relay:
         if self._has_ended(meter):
             await self._end(self._mended(lines + meter.rest))
         else:
-            await self._break_off(lines, broken)
+            await self._break_off(lines, broken or meter.fault)
 
     def _has_ended(self, meter: StreamMeter) -> bool:
         """Whether the last object was seen, which tells whether the answer is whole; the connection does not (B3)."""

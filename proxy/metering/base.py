@@ -90,6 +90,11 @@ class StreamMeter(Meter):
         """What was not passed on because it has no end, where the end may be left out."""
         return b""
 
+    @property
+    def fault(self) -> str:
+        """What shows in a stream without an end that the backend failed, and did not just stop; "" for nothing."""
+        return ""
+
 
 class NothingToMeter(Meter):
     """An answer that uses no tokens."""

@@ -95,6 +95,11 @@ class EventMeter(StreamMeter):
                 events[number] = _without_usage(event)
         return b"".join(events) if self._hides_usage else chunk
 
+    @property
+    def fault(self) -> str:
+        # Where its runner fails, Ollama loses the text of the error, and with it the model's name (ollama-api §4.3).
+        return "the backend failed without a word" if b'"model":"",' in self._last else ""
+
     def finish(self) -> None:
         said = data_of(self._failure or self._last)
         error = said.get("error")

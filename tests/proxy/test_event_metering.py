@@ -218,6 +218,8 @@ def test_b3_an_error_in_the_stream_is_a_failure_and_what_came_is_paid(form, stre
 def test_b3_the_chunk_in_which_ollama_loses_an_error_is_no_token():
     meter, _ = meter_of("chat", delta("Hi") + delta("").replace(b'"m"', b'""'))
     assert (meter.complete, tokens(meter)) == (False, (26, 1, True))
+    assert meter.fault
+    assert not meter_of("chat", delta("Hi"))[0].fault, "a model that repeats itself is stopped, and nobody failed"
 
 
 def test_b6_an_event_without_an_end_is_not_collected_for_ever():
