@@ -25,6 +25,10 @@
             const chosen = textOf(field.selectedOptions?.[0]);
             list.setAttribute("aria-label", chosen ? `${labelOf(field)}: ${chosen}` : labelOf(field));
             list.removeAttribute("aria-labelledby");
+            list.querySelector("[role=textbox]")?.setAttribute("aria-label", labelOf(field));
+        }
+        for (const field of document.querySelectorAll(".tabular td :is(select, input, textarea):not([aria-label], [type=hidden])")) {
+            if (!field.labels?.length) field.setAttribute("aria-label", labelOf(field) || "Value");
         }
         for (const search of document.querySelectorAll(".select2-search__field:not([aria-label])")) {
             search.setAttribute("aria-label", "Search");
