@@ -55,11 +55,11 @@ def bombs():
 @pytest.mark.parametrize("bomb", [pytest.param(frame, id=name) for name, frame in bombs()])
 def test_j9_a_bomb_is_refused_without_being_unpacked(bomb):
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.thread_time()
     with pytest.raises(Refusal):
         for _ in expanding(bomb):
             pass
-    took = time.perf_counter() - began
+    took = time.thread_time() - began
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     print(f"{len(bomb)} bytes refused after {took * 1000:.0f} ms and {peak >> 10} KiB at once")
@@ -96,11 +96,11 @@ def test_j9_others_may_run_in_between(name):
     longest, pieces = 0.0, 0
     source = expanding(raw)
     while True:
-        began = time.perf_counter()
+        began = time.thread_time()
         piece = next(source, None)
         if piece is None:
             break
-        longest, pieces = max(longest, time.perf_counter() - began), pieces + 1
+        longest, pieces = max(longest, time.thread_time() - began), pieces + 1
         assert len(piece) <= 8 << 20
     print(f"{name}: {pieces} pieces, the longest took {longest * 1000:.2f} ms")
     assert pieces >= len(raw) // expansion.SLICE
