@@ -220,6 +220,9 @@ class Runtime:
     async def start(self):
         diary.note("start")
 
+    def listening(self, places):
+        pass
+
     def begin_drain(self):
         print("begin_drain", flush=True)
 
