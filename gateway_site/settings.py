@@ -23,7 +23,9 @@ SECRET_KEY = env.kept_secret("SECRET_KEY", DATA_DIR)
 # Protects the pages; calls accept any well-formed Host, because keys protect them.
 ALLOWED_HOSTS = env.items("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
 CSRF_TRUSTED_ORIGINS = env.items("CSRF_TRUSTED_ORIGINS")
-SITE_URL = env.text("SITE_URL", "http://localhost:8080").rstrip("/")
+# OLLAMA_… are the names that users of other proxies know; our own go first.
+PORT = env.port("PORT", env.port("OLLAMA_PROXY_PORT", 8080))
+SITE_URL = env.text("SITE_URL", f"http://localhost:{PORT}").rstrip("/")
 HTTPS = SITE_URL.startswith("https://")
 # Set by `manage.py demo`: every page says that it shows one.
 DEMO = env.flag("DEMO", False)
@@ -246,8 +248,6 @@ SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
 X_FRAME_OPTIONS = "DENY"
 PROMETHEUS_METRICS_EXPORT_PORT = None
 
-# OLLAMA_… are the names that users of other proxies know; our own go first.
-PORT = env.port("PORT", env.port("OLLAMA_PROXY_PORT", 8080))
 # The server of the environment, which owns the backend row "default" (proxy/default_backend.py). Read by `serve` alone:
 # in a shell of somebody who calls, OLLAMA_HOST means something else.
 UPSTREAM = env.text("OLLAMA_UPSTREAM") or env.text("OLLAMA_URL")

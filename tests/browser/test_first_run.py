@@ -28,6 +28,7 @@ async def test_from_the_link_to_the_first_answer(browser, bare_gateway, shared_f
     visitor = await new_visitor(browser, bare_gateway.url)
     page = visitor.page
     link = re.search(r"http\S+/setup/\S+/", bare_gateway.log())[0]
+    assert link.startswith(f"http://localhost:{bare_gateway.port}/")
 
     await visitor.open(link)
     await page.screenshot(path=screenshots / "setup-account.png", full_page=True)

@@ -79,6 +79,7 @@ class Command(BaseCommand):
         prepare_rules(options["upstream"], host, port, open_to_loopback=options["open"])
         if options["open"]:
             self.stderr.write(start.OPEN_WARNING)
+        lead_links_here(port)
         if link := link_to_first_run():
             self.stdout.write(
                 f"Nobody has an account yet. Make the first one here (the link works once):\n\n  {link}\n"
@@ -138,6 +139,14 @@ def prepare_rules(upstream: str, host: str, port: int, *, open_to_loopback: bool
         logger.warning("What this start was to set up is not set up; start again when the database answers (%s)", exc)
     finally:
         connection.close()
+
+
+def lead_links_here(port: int) -> None:
+    """What pages print leads to this port, in further workers too, where no SITE_URL says otherwise."""
+    os.environ.pop("PORT_FILE", None)
+    os.environ["PORT"] = str(port)
+    if not settings.GATEWAY.site_url:
+        settings.SITE_URL = f"http://localhost:{port}"
 
 
 def link_to_first_run() -> str | None:
