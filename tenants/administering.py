@@ -102,6 +102,8 @@ class Archived(admin.SimpleListFilter):
 class ArchivingAdmin(admin.ModelAdmin):
     """Deleting archives: usage records keep pointing at the row."""
 
+    delete_confirmation_template = "admin/archive.html"
+    delete_selected_confirmation_template = "admin/archive_selected.html"
     actions = ["restore"]
 
     def what_archiving_does_to(self, obj: Any) -> list[str]:
@@ -225,7 +227,7 @@ def showing_secret(
         "row": row,
         "secret": shown_once.take(request),
     }
-    headers = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+    headers = {"Cache-Control": "no-store", "Referrer-Policy": "strict-origin"}
     return shown_once.forget_cookie(TemplateResponse(request, template, context, headers=headers))
 
 

@@ -43,8 +43,8 @@ class BooleanLately(Lately, admin.BooleanFieldListFilter):
 class UsageRecordAdmin(LargeTableAdmin):
     purpose = "One row for each admitted call."
     list_display = [
-        "started_at", "tenant_name", "key_name", "model", "backend", "shown_outcome", "status", "tokens_in",
-        "tokens_out", "cost", "milliseconds",
+        "started_at", "shown_outcome", "model", "tokens_in", "tokens_out", "cost", "milliseconds", "tenant_name",
+        "key_name", "backend", "status",
     ]  # fmt: skip
     # Only what has its choices in the code: to find those of another column, all rows would be read.
     list_filter = [
