@@ -95,6 +95,7 @@ class DrainingServer(Server):  # type: ignore[misc]  # Daphne has no types
                 for sock in sockets
             ]
             self.runtime.listening([sock.getsockname()[:2] for sock in sockets])
+            self.runtime.listening([sock.getsockname()[:2] for sock in sockets])
             port = sockets[0].getsockname()[1]
             close(sockets)
             gc.collect()
@@ -138,6 +139,9 @@ class DrainingServer(Server):  # type: ignore[misc]  # Daphne has no types
         await self.unless_forced(
             self.runtime.drained(self.options.drain_seconds), self.options.drain_seconds + FLUSH_SECONDS
         )
+        if self.forced.is_set():
+            # Else the calls would end as if their clients had left.
+            await self.unless_forced(self.runtime.drained(0), FORCED_CLOSE_SECONDS, cut_short=False)
         for protocol in list(self.connections):
             if isinstance(protocol, WebSocketProtocol):
                 protocol.dropConnection(abort=False)

@@ -86,14 +86,14 @@ class Gateway:
     # Life
 
     def start(self, *, wait: bool = True) -> "Gateway":
-        command = [sys.executable, *self._command()]
+        command = [sys.executable, *self.command()]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=self.env, stdout=log, stderr=log)
         if wait:
             self.wait_until_ready()
         return self
 
-    def _command(self) -> list[str]:
+    def command(self) -> list[str]:
         port = str(self.port)
         if self.server == "bare-daphne":
             return ["-m", "daphne", "-v", "0", "-b", "127.0.0.1", "-p", port, "gateway_site.asgi:application"]
