@@ -93,12 +93,14 @@ http {{
         self.process.wait()
 
 
-def make_gateway(backend: str, directory: Path, slots: int = 4096, **env: str) -> tuple[Gateway, str, float]:
+def make_gateway(
+    backend: str, directory: Path, slots: int = 4096, *, server: str = "uvicorn", transport: str = "wire", **env: str
+) -> tuple[Gateway, str, float]:
     """(started gateway, key, seconds from its start until it was ready)"""
     directory.mkdir()
     url = migrated_sqlite(directory / "gateway.sqlite3")
-    gateway = Gateway(directory, url, PROBE_SECONDS="2", **env)
-    gateway.make_backend(backend, slots=slots)
+    gateway = Gateway(directory, url, server=server, PROBE_SECONDS="2", **env)
+    gateway.make_backend(backend, slots=slots, transport=transport)
     _, key = gateway.make_key()
     began = time.monotonic()
     gateway.start()

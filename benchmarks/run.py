@@ -1,4 +1,7 @@
-"""`make bench`: what a call and a streamed chunk cost in CPU, beside nginx as a plain proxy, in the same run."""
+"""`make bench`: what a call and a streamed chunk cost in CPU, beside nginx as a plain proxy, in the same run.
+
+Also on Daphne (`serve --server daphne`), and with httpx as the transport to the backend.
+"""
 
 import argparse
 import asyncio
@@ -12,6 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import load, processes
+from tests.live.gateway import Gateway
+
+# Who is measured besides nginx: server and transport.
+GATEWAYS = {"gateway": ("uvicorn", "wire"), "daphne": ("daphne", "wire"), "httpx": ("uvicorn", "httpx")}
 
 
 def unary(url: str, key: str, requests: int, padding: int = 0) -> None:
@@ -44,7 +51,7 @@ def main() -> None:
     paced = processes.Fake("--models", "llama3.2", "--slots", "4096", "--tokens", "1000", "--tokens-per-second", "200")
     fast_sides = Sides(fast, directory)
     paced_sides = Sides(paced, directory)
-    idle = processes.rss_bytes(fast_sides.gateway.process.pid)
+    idle = processes.rss_bytes(fast_sides.gateways["gateway"].process.pid)
     at_rest = cost(partial(fast_sides.pids, "gateway"), partial(time.sleep, 6), 6)
     print(f"start-up: ready after {fast_sides.ready:.2f} s; idle memory {idle / 2**20:.0f} MiB")
     print(f"at rest: {at_rest / 1000:.1f} ms of CPU a second, for probes and the poll of the rules")
@@ -57,24 +64,33 @@ def main() -> None:
 
 
 class Sides:
-    """A plain proxy and the gateway in front of one backend."""
+    """A plain proxy and the gateway, in its forms, in front of one backend."""
 
     def __init__(self, fake: processes.Fake, directory: Path) -> None:
         nginx_directory = directory / f"nginx-{fake.process.pid}"
         nginx_directory.mkdir()
         self.fake = fake
         self.nginx = processes.Nginx(fake.url, nginx_directory)
-        self.gateway, self.key, self.ready = processes.make_gateway(fake.url, directory / f"gateway-{fake.process.pid}")
+        self.gateways: dict[str, Gateway] = {}
+        self.keys: dict[str, str] = {}
+        for who, (server, transport) in GATEWAYS.items():
+            place = directory / f"{who}-{fake.process.pid}"
+            made = processes.make_gateway(fake.url, place, server=server, transport=transport)
+            self.gateways[who], self.keys[who], ready = made
+            if who == "gateway":
+                self.ready = ready
+        self.keys["nginx"] = self.keys["gateway"]  # which it passes on
 
     def url(self, who: str) -> str:
-        return self.nginx.url if who == "nginx" else self.gateway.url
+        return self.nginx.url if who == "nginx" else self.gateways[who].url
 
     def pids(self, who: str) -> list[int]:
-        return self.nginx.pids if who == "nginx" else [self.gateway.process.pid]
+        return self.nginx.pids if who == "nginx" else [self.gateways[who].process.pid]
 
     def close(self) -> None:
         self.nginx.close()
-        self.gateway.stop()
+        for gateway in self.gateways.values():
+            gateway.stop()
         self.fake.close()
 
 
@@ -83,12 +99,13 @@ def measure(options: argparse.Namespace, fast: Sides, paced: Sides) -> dict[tupl
     figures: dict[tuple[str, str], list[float]] = {}
     count, chunks = options.requests, options.streams * options.tokens
     for number in range(options.rounds + 1):
-        for who in ("nginx", "gateway"):
+        for who in ("nginx", *GATEWAYS):
             print(f"\rround {number} of {options.rounds}: {who}   ", end="", file=sys.stderr, flush=True)
             url, pids = fast.url(who), partial(fast.pids, who)
-            small = cost(pids, partial(unary, url, fast.key, count), count)
-            large = cost(pids, partial(unary, url, fast.key, count // 4, 32 << 10), count // 4)
-            work = partial(streams, paced.url(who), paced.key, options.streams, options.tokens)
+            key = fast.keys[who]
+            small = cost(pids, partial(unary, url, key, count), count)
+            large = cost(pids, partial(unary, url, key, count // 4, 32 << 10), count // 4)
+            work = partial(streams, paced.url(who), paced.keys[who], options.streams, options.tokens)
             chunk = cost(partial(paced.pids, who), work, chunks) - small / options.tokens
             if number:  # the first round warms up
                 for what, value in (("call, 200 B", small), ("call, 32 KiB", large), ("chunk", chunk)):
@@ -98,16 +115,17 @@ def measure(options: argparse.Namespace, fast: Sides, paced: Sides) -> dict[tupl
 
 
 def report(figures: dict[tuple[str, str], list[float]]) -> None:
-    print(f"{'CPU µs per':14} {'nginx':>8} {'gateway':>8} {'ratio':>6}   rounds (gateway)")
+    columns = " ".join(f"{who:>8}" for who in GATEWAYS)
+    print(f"{'CPU µs per':14} {'nginx':>8} {columns}  gateway : nginx   rounds (gateway)")
     for what in ("call, 200 B", "call, 32 KiB", "chunk"):
-        ours, theirs = figures[what, "gateway"], figures[what, "nginx"]
-        ratio = statistics.median(ours) / statistics.median(theirs)
-        rounds = " ".join(f"{value:.0f}" for value in ours)
-        print(f"{what:14} {statistics.median(theirs):8.1f} {statistics.median(ours):8.1f} {ratio:6.2f}   {rounds}")
+        median = {who: statistics.median(figures[what, who]) for who in ("nginx", *GATEWAYS)}
+        values = " ".join(f"{value:8.1f}" for value in median.values())
+        rounds = " ".join(f"{value:.0f}" for value in figures[what, "gateway"])
+        print(f"{what:14} {values} {median['gateway'] / median['nginx']:16.2f}   {rounds}")
 
 
 def idle_streams(sides: Sides) -> None:
-    gateway, key = sides.gateway, sides.key
+    gateway, key = sides.gateways["gateway"], sides.keys["gateway"]
     sides.fake.fault(hang_after_chunks=1)
     pid = gateway.process.pid
     count = 500
