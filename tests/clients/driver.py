@@ -31,6 +31,8 @@ class Driver:
             )
 
     async def ask(self, scenario: str, url: str, key: str) -> dict[str, Any]:
+        if self.process is None:
+            await self.start()
         assert self.process is not None
         assert self.process.stdin is not None
         assert self.process.stdout is not None

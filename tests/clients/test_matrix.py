@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -45,7 +46,8 @@ class Matrix:
     async def _run(self, server: str, transport: str) -> Problems:
         began = time.monotonic()
         async with run.make_fake() as fake:
-            gateway = self.make_gateway(server=server, FAILED_CREDENTIALS_PER_MINUTE="1000", PROBE_SECONDS="1")
+            # No probe may find this process too busy to answer for its fake.
+            gateway = self.make_gateway(server=server, FAILED_CREDENTIALS_PER_MINUTE="1000", PROBE_SECONDS="30")
             gateway.make_backend(fake.url, transport=transport, slots=64)
             trials = run.make_trials(gateway, CLIENTS)
             gateway.start(wait=False)
@@ -66,6 +68,9 @@ class Matrix:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def matrix(tmp_path_factory, sqlite_template, django_db_blocker) -> AsyncIterator[Matrix]:
+    for client in CLIENTS:
+        if client.driver and not shutil.which(client.command[0]):
+            pytest.fail(f"{client.command[0]} is missing: run scripts/clients", pytrace=False)
     base = tmp_path_factory.mktemp("clients")
     authorities = base / "authorities.pem"
     trustme.CA().cert_pem.write_to_path(str(authorities))
@@ -75,8 +80,6 @@ async def matrix(tmp_path_factory, sqlite_template, django_db_blocker) -> AsyncI
         if client.driver
     }
     try:
-        for driver in drivers.values():
-            await driver.start()
         with gateways(base, sqlite_template, django_db_blocker) as make_gateway:
             yield Matrix(make_gateway, drivers)
     finally:
