@@ -46,7 +46,7 @@ async def test_one_of_several_workers_reports_until_it_is_gone(make_gateway, fak
     gateway.make_backend(fake.url)
     gateway.start()
     first = await report_like(gateway, lambda row: row.state == "up")
-    for seconds in (16, 30):  # due for a confirmation, which the other worker would give as well if it were its turn
+    for seconds in (16, 18):  # due for a confirmation, which the other worker would give as well if it were its turn
         set_back(gateway, seconds=seconds)
         again = await report_like(gateway, lambda row: row.is_current and row.updated_at > first.updated_at)
         assert again.reporter == first.reporter

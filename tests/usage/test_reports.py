@@ -4,7 +4,7 @@ from datetime import date, timedelta
 
 import pytest
 from django.db.models import Q
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tenants.models import Membership, Role
@@ -121,6 +121,7 @@ def test_estimates_are_marked():
 tokens = st.integers(min_value=0, max_value=10**15)
 
 
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(tokens, tokens), max_size=95))
 def test_every_bar_is_within_the_chart_and_as_high_as_its_share(days):
     lines = [
