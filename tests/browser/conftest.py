@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, BrowserContext, Page, async_playwright
+from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
 
 from proxy.fake_ollama import FakeOllama
 from tests.live.conftest import make_shared_gateway, shared_fake, sqlite_template
@@ -18,6 +18,7 @@ from tests.live.gateway import ROOT, Gateway
 __all__ = ["make_shared_gateway", "shared_fake", "sqlite_template"]
 
 AXE = (Path(__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+expect.set_options(timeout=30_000)
 WIDTHS = {"wide": 1280, "narrow": 390}
 THEMES = ("light", "dark")
 
