@@ -126,6 +126,8 @@ def problem_of(error: Exception) -> str:
         return "It does not accept connections."
     if isinstance(error, httpx.TimeoutException | TimeoutError):
         return "It does not answer in time."
+    if isinstance(error, httpx.ConnectError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return "Its certificate is not trusted. Give the CA certificate that it was signed with."
     if isinstance(error, httpx.ConnectError):
         return "It cannot be connected to."
     if isinstance(error, httpx.HTTPError):

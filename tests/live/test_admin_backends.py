@@ -2,10 +2,12 @@
 
 import asyncio
 import re
+import ssl
 import time
 
 import pytest
 import pytest_asyncio
+import trustme
 
 from proxy.fake_ollama import FakeOllama
 from proxy.fake_ollama.names import parse_name
@@ -92,6 +94,30 @@ async def test_b15_a_test_shows_nothing_that_another_server_says(gateway, admin)
     assert "/api/version answered 403" in answer.text
     assert "secret-of-the-intranet" not in answer.text
     assert "cannot be connected to" in gone.text
+
+
+async def test_a_test_says_that_a_certificate_is_not_trusted(gateway, admin):
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+
+    async def ollama(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        body = b'{"version": "0.33.0", "models": []}'
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(ollama, "127.0.0.1", 0, ssl=context) as server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        row = gateway.make_backend(url, name="tls", enabled=False)
+        untrusted = await press_test(admin, row)
+        row.ca_certificates = authority.cert_pem.bytes().decode()
+        row.save(using=gateway.alias)
+        trusted = await press_test(admin, row)
+        gateway.rows(Backend).filter(pk=row.pk).delete()
+    assert "Its certificate is not trusted" in untrusted.text
+    assert "is Ollama 0.33.0" in trusted.text
 
 
 async def test_b14_the_gateway_itself_is_no_backend(gateway, admin):
