@@ -19,6 +19,7 @@ class Configuration:
     # Limits are shared by all processes that name the same one; "" = each counts alone.
     redis_url: str = ""
     limit_lease_seconds: float = 30
+    redis_patience_seconds: float = 0.05
     currency: str = "EUR"
     max_body_bytes: int = 20 << 20
     # Written into calls that name no output cap, and what they reserve.

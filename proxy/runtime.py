@@ -42,7 +42,13 @@ class Runtime:
         )
         self.instance = instance_mark(configuration.key_pepper)
         self.credential_failures = CredentialFailures(configuration.failed_credentials_per_minute)
-        self.limits = Limits(configuration.time_zone, self.now, configuration.redis_url)
+        self.limits = Limits(
+            configuration.time_zone,
+            self.now,
+            configuration.redis_url,
+            lease_seconds=configuration.limit_lease_seconds,
+            patience=configuration.redis_patience_seconds,
+        )
         self.calls: set[Call] = set()
         self.board = Board(self)
         self.draining = False

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from proxy.limits.connection import RedisAway
 from proxy.limits.memory import MemoryLimits
-from proxy.limits.redis import LEASE_SECONDS, RedisLimits, SharedReservation
+from proxy.limits.redis import LEASE_SECONDS, PATIENCE, RedisLimits, SharedReservation
 from proxy.limits.rules import Amounts, Reservation, Rule
 
 
@@ -19,9 +19,12 @@ class Limits:
         redis_url: str = "",
         *,
         lease_seconds: float = LEASE_SECONDS,
+        patience: float = PATIENCE,
     ) -> None:
         self.memory = MemoryLimits(zone, clock)
-        self.shared = RedisLimits(redis_url, zone, clock, lease_seconds=lease_seconds) if redis_url else None
+        self.shared: RedisLimits | None = None
+        if redis_url:
+            self.shared = RedisLimits(redis_url, zone, clock, lease_seconds=lease_seconds, patience=patience)
 
     def start(self) -> None:
         if self.shared is not None:

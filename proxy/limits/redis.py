@@ -41,12 +41,20 @@ class RedisLimits:
     """`clock` gives epoch seconds that never step. `start` and `close` in the loop that makes the calls."""
 
     def __init__(
-        self, url: str, zone: str, clock: Callable[[], float] = time.time, *, lease_seconds: float = LEASE_SECONDS
+        self,
+        url: str,
+        zone: str,
+        clock: Callable[[], float] = time.time,
+        *,
+        lease_seconds: float = LEASE_SECONDS,
+        patience: float = PATIENCE,
     ) -> None:
+        """`patience`: seconds that a call waits for Redis."""
         self.url = url
         self.zone = zone
         self.clock = clock
         self.lease_seconds = lease_seconds
+        self.patience = patience
         self.recorded: Mapping[str, int] = {}
         self.problem = "not connected yet"  # why Redis cannot be used; empty while it can
         self._connection: Connection | None = None
@@ -216,7 +224,7 @@ class RedisLimits:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _connect(self) -> None:
-        connection = await Connection.open(self.url, PATIENCE)
+        connection = await Connection.open(self.url, self.patience)
         try:
             shas = {name: (await connection.ask("SCRIPT", "LOAD", text)).decode() for name, text in _SCRIPTS.items()}
         except hiredis.ReplyError as exc:

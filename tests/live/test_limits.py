@@ -43,7 +43,7 @@ def start(make_gateway, fake, redis_server):
         redis_server.flush()
         fake.scheduler.slots = 256
         if engine == "redis":
-            env |= {"REDIS_URL": redis_server.url, "LIMIT_LEASE_SECONDS": "2"}
+            env |= {"REDIS_URL": redis_server.url, "LIMIT_LEASE_SECONDS": "2", "REDIS_PATIENCE_SECONDS": "10"}
         gateway = make_gateway(workers=workers, **env)
         gateway.make_backend(fake.url, slots=256)
         gateway.key_row, gateway.key = gateway.make_key()

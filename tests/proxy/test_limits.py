@@ -97,7 +97,7 @@ async def make_limits(request, clock):
     async def make(zone="UTC"):
         if request.param == "memory":
             return InMemory(zone, clock)
-        limits = InRedis(server.url, zone, clock, lease_seconds=10**9)
+        limits = InRedis(server.url, zone, clock, lease_seconds=10**9, patience=30)
         made.append(limits)
         await connected(limits)
         return limits

@@ -30,7 +30,7 @@ async def worker(redis_server, clock):
     made = []
 
     async def make(**options):
-        limits = RedisLimits(redis_server.url, "UTC", clock, **options)
+        limits = RedisLimits(redis_server.url, "UTC", clock, **{"patience": 30, **options})
         await connected(limits)
         made.append(limits)
         return limits
@@ -183,7 +183,7 @@ async def test_s6_a_budget_outlives_a_redis_that_lost_everything(redis_server, c
 
 
 async def test_s6_what_ended_while_redis_was_away_is_told_when_it_is_back(worker, redis_server):
-    limits = await worker()
+    limits = await worker(patience=2)
     limit = rule("tokens", "day", amount=100)
     running = await reserve(limits, limit, tokens=80)
     redis_server.pause()
