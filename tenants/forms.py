@@ -64,9 +64,20 @@ class KeyForm(forms.Form):
         "Addresses end up in logs and histories.",
     )
 
+    # What the rights of superusers on a key are bounded by.
+    BOUNDS = ("models", "patterns", "expires_on")
+
     def __init__(
-        self, *args: Any, names: Iterable[str], tenants: Any, owned: Any, key: ApiKey | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        names: Iterable[str],
+        tenants: Any,
+        owned: Any,
+        key: ApiKey | None = None,
+        is_bound: bool = False,
+        **kwargs: Any,
     ) -> None:
+        """`is_bound`: which models the key is for, and until when, is not for this person to change."""
         self.key = key
         self.names = sorted({*names, *(name for name in (key.models_allowed if key else ()) if not _is_pattern(name))})
         if key is not None:
@@ -79,6 +90,9 @@ class KeyForm(forms.Form):
         self.owned = owned
         if key is not None:
             del self.fields["tenant"], self.fields["whose"]
+            if is_bound:
+                for name in self.BOUNDS:
+                    self.fields.pop(name, None)
             return
         found = list(tenants[:2])
         if len(found) == 1:
@@ -108,14 +122,12 @@ class KeyForm(forms.Form):
     def columns(self) -> dict[str, Any]:
         """Of ApiKey."""
         cleaned = self.cleaned_data
-        names = [*cleaned.get("models", []), *cleaned["patterns"]]
-        return {
-            "name": cleaned["name"],
-            "models_allowed": list(dict.fromkeys(names)),
-            "expires_at": _end_of(cleaned["expires_on"]),
-            "max_output_tokens": cleaned["max_output_tokens"],
-            "may_be_in_path": cleaned["may_be_in_path"],
-        }
+        columns = {name: cleaned[name] for name in ("name", "max_output_tokens", "may_be_in_path")}
+        if "patterns" in self.fields:
+            names = [*cleaned.get("models", []), *cleaned["patterns"]]
+            columns["models_allowed"] = list(dict.fromkeys(names))
+            columns["expires_at"] = _end_of(cleaned["expires_on"])
+        return columns
 
 
 class RotationForm(forms.Form):

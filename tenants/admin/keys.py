@@ -98,6 +98,8 @@ class ApiKeyAdmin(admin.ModelAdmin):
     )  # fmt: skip
     # They cost the operator money, or change models for everybody.
     RIGHTS_OF_SUPERUSERS = ("may_manage", "may_use_cloud")
+    # What bounds them, once they were given.
+    BOUNDS = ("models_allowed", "expires_at")
 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view
@@ -109,7 +111,10 @@ class ApiKeyAdmin(admin.ModelAdmin):
 
     def get_readonly_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> tuple[str, ...]:
         fields = self.KNOWN if obj is None else (*self.KNOWN, "tenant", "user")
-        return fields if request.user.is_superuser else fields + self.RIGHTS_OF_SUPERUSERS
+        if request.user.is_superuser:
+            return fields
+        bounds = self.BOUNDS if obj is not None and obj.has_rights_of_superusers else ()
+        return (*fields, *self.RIGHTS_OF_SUPERUSERS, *bounds)
 
     def get_fieldsets(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
         return super().get_fieldsets(request, obj)[: 2 if obj is None else 3]
@@ -119,8 +124,7 @@ class ApiKeyAdmin(admin.ModelAdmin):
 
     def may_rotate(self, request: HttpRequest, key: ApiKey) -> bool:
         """Whoever rotates a key knows its secret, and has its rights (threat T3)."""
-        privileged = any(getattr(key, right) for right in self.RIGHTS_OF_SUPERUSERS)
-        allowed = request.user.is_superuser or not privileged
+        allowed = request.user.is_superuser or not key.has_rights_of_superusers
         return allowed and key.revoked_at is None and not key.imported and self.has_change_permission(request, key)
 
     # A new secret.

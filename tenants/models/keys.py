@@ -132,6 +132,11 @@ class ApiKey(models.Model):
             return "expired"
         return "active" if self.enabled else "disabled"
 
+    @property
+    def has_rights_of_superusers(self) -> bool:
+        """Rights that only superusers give: they cost the operator money, or change models for everybody."""
+        return self.may_manage or self.may_use_cloud
+
     def revoke(self) -> None:
         """Ends the key for good; calls in flight are cut within a second."""
         ApiKey.objects.using(self._state.db).filter(pk=self.pk).revoke()

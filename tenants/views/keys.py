@@ -16,7 +16,7 @@ from django.views.decorators.http import require_POST, require_safe
 from tenants import rate_limits, shown_once
 from tenants.forms import KeyForm, RotationForm
 from tenants.keys import create_key, rotate_key
-from tenants.models import ApiKey
+from tenants.models import ApiKey, User
 from tenants.rate_limits import limited
 from tenants.requests import PersonRequest
 from tenants.snippets import snippets
@@ -113,6 +113,7 @@ def show(request: PersonRequest, known: Known, prefix: str) -> HttpResponse:
         "key": key,
         "facts": known.facts_of(key),
         "rules": key.ip_rules.order_by("cidr"),
+        "may_rotate": not key.imported and _may_know_secret(request.user, key),
         **_examples(key, PLACEHOLDER, known),
     }
     return render(request, "tenants/keys/key.html", context)
@@ -127,6 +128,7 @@ def edit(request: PersonRequest, known: Known, prefix: str) -> HttpResponse:
         tenants=request.user.tenants_for_keys(),
         owned=request.user.tenants_owned(),
         key=key,
+        is_bound=key.has_rights_of_superusers and not request.user.is_superuser,
     )
     if request.method == "POST" and form.is_valid():
         columns = form.columns()
@@ -145,6 +147,8 @@ def rotate(request: PersonRequest, prefix: str) -> HttpResponse:
     key = _changeable_key(request, prefix)
     if key.imported:
         raise PermissionDenied("This key was brought along from elsewhere. Make a new one instead, and revoke this.")
+    if not _may_know_secret(request.user, key):
+        raise PermissionDenied(f"This key has rights that were given to {key.user}, who alone may rotate it.")
     form = RotationForm(request.POST or None)
     if request.method == "POST" and form.is_valid():
         made = rotate_key(key, form.chosen)
@@ -184,6 +188,11 @@ def _changeable_key(request: PersonRequest, prefix: str) -> ApiKey:
     if key.revoked_at:
         raise PermissionDenied("This key is revoked, which is for ever. Make a new one.")
     return key
+
+
+def _may_know_secret(user: User, key: ApiKey) -> bool:
+    """Whoever knows a secret has the key's rights: those of superusers were given to one person, or to the tenant."""
+    return user.is_superuser or not key.has_rights_of_superusers or key.user_id in (None, user.pk)
 
 
 def _allowed_to_have_keys(request: PersonRequest) -> None:

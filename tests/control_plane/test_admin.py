@@ -278,6 +278,14 @@ def test_t3_rights_that_cost_the_operator_are_given_by_superusers(client, acme):
     assert (row.name, row.may_manage, row.may_use_cloud) == ("new", False, False)
 
 
+def test_t3_what_bounds_the_rights_of_superusers_is_theirs_too(client, acme):
+    row = make_key(acme, may_manage=True, models_allowed=["team/*"]).row
+    client.force_login(make_staff("view_apikey", "change_apikey", "view_tenant"))
+    client.post(url_of(ApiKey, "change", row.pk), key_form(acme, name="new", models_allowed='["*"]'))
+    row.refresh_from_db()
+    assert (row.name, row.models_allowed) == ("new", ["team/*"])
+
+
 def test_keys_are_disabled_and_enabled_in_the_list(signed_in):
     row = make_key().row
     assertContains(act(signed_in, ApiKey, "disable", [row]), f"ogw_{row.prefix}_")

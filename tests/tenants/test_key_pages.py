@@ -192,6 +192,48 @@ def test_a_revoked_key_stays_so(client, bob, name):
     assert client.get(reverse("key", args=[key.prefix])).status_code == 200
 
 
+@pytest.mark.parametrize("right", ["may_manage", "may_use_cloud"])
+def test_t3_who_has_a_key_with_rights_of_superusers_does_not_widen_them(client, bob, right):
+    soon = timezone.now() + timedelta(days=1)
+    key = make_key(bob.tenants.get(), user=bob, models_allowed=["team/*"], expires_at=soon, **{right: True}).row
+    client.force_login(bob)
+    wider = {
+        "name": "renamed",
+        "patterns": "*, 10.0.0.5/*",
+        "models": "llama3.2",
+        "expires_on": "",
+        "may_be_in_path": "",
+    }
+    assert client.post(reverse("key_edit", args=[key.prefix]), wider).status_code == 302
+    key.refresh_from_db()
+    assert (key.name, key.models_allowed, key.expires_at) == ("renamed", ["team/*"], soon)
+    bob.is_superuser = True
+    bob.save()
+    assert client.post(reverse("key_edit", args=[key.prefix]), wider).status_code == 302
+    key.refresh_from_db()
+    assert (key.models_allowed[-1], key.expires_at) == ("10.0.0.5/*", None)
+
+
+@pytest.mark.parametrize("right", ["may_manage", "may_use_cloud"])
+def test_t3_an_owner_does_not_take_over_rights_that_a_member_was_given(client, alice, bob, right):
+    acme = bob.tenants.get()
+    of_bob, of_tenant = make_key(acme, user=bob, **{right: True}).row, make_key(acme, **{right: True}).row
+
+    def rotated_by(user, key):
+        client.force_login(user)
+        link = reverse("key_rotate", args=[key.prefix])
+        shown = link in client.get(reverse("key", args=[key.prefix])).content.decode()
+        status = client.post(link, {"overlap": "0"}).status_code
+        assert shown == (status == 302)
+        return shown
+
+    assert not rotated_by(alice, of_bob)
+    assert rotated_by(bob, of_bob)
+    assert rotated_by(alice, of_tenant)
+    client.force_login(alice)
+    assert client.post(reverse("key_revoke", args=[of_bob.prefix])).status_code == 302
+
+
 def test_a_key_that_came_from_elsewhere_is_not_rotated(client, bob):
     key = make_key(bob.tenants.get(), user=bob).row
     ApiKey.objects.update(imported=True)
