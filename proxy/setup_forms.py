@@ -3,8 +3,12 @@
 from typing import Any
 
 from django import forms
+from django.core.exceptions import ValidationError
 
+from proxy.backend_url import normalise_backend_url
 from proxy.models import Backend
+from proxy.own_listeners import refuse_own_listener
+from proxy.resolution import refuse_where_it_leads
 from tenants.forms import NewAccountForm
 from tenants.models import Tenant, User
 
@@ -32,6 +36,18 @@ class FirstBackendForm(forms.ModelForm):  # type: ignore[type-arg]
             for name in ("name", "url"):
                 self.fields[name].disabled = True
             self.fields["url"].help_text = "Set by the environment (OLLAMA_HOST and its kin)."
+
+    def clean_url(self) -> str:
+        try:
+            url = normalise_backend_url(self.cleaned_data["url"])
+            refuse_where_it_leads(url)
+            refuse_own_listener(url)
+        except ValueError as exc:
+            raise ValidationError(str(exc)) from None
+        if self.instance.credential_encrypted and url != normalise_backend_url(self.initial["url"]):
+            # Else a server of anybody's could be told it; the form in the admin asks for it anew.
+            raise ValidationError("This backend has a credential, which is for this address. Change it in the admin.")
+        return url
 
 
 class FirstKeyForm(forms.Form):

@@ -116,6 +116,18 @@ def test_b14_a_forbidden_address_is_refused_by_the_form(client):
     assert "found" not in answer.context
 
 
+def test_t3_a_credential_is_not_sent_to_another_address(client):
+    """As in the admin, whose form asks for it anew."""
+    row = Backend.objects.create(name="gpu", url="http://127.0.0.1:9", credential_encrypted=b"sealed")
+    client.force_login(make_admin("root"))
+    form = {"name": "gpu", "url": "http://127.0.0.2:9", "slots": "2"}
+    for buttons in ({"test": "1"}, {}):
+        answer = client.post(reverse("setup_backend"), {**form, **buttons})
+        assert "credential" in str(answer.context["form"].errors["url"])
+    row.refresh_from_db()
+    assert row.url == "http://127.0.0.1:9"
+
+
 class Ollama(BaseHTTPRequestHandler):
     """As much of one as a look at it needs."""
 
