@@ -130,7 +130,12 @@ class WorkerReports:
             raise
         if time.monotonic() - self._pruned_at >= PRUNE_SECONDS:
             self._pruned_at = time.monotonic()
-            self._write_off()
+            try:
+                self._write_off()
+            except (DatabaseError, InterfaceError) as exc:
+                # Not raised: what was told above is stored, and would be told twice.
+                logger.warning("What is old could not be deleted (%s)", type(exc).__name__)
+                connections[self._using].close()
 
     def _leave(self, refusals: Refusals) -> None:
         self._write_refusals(refusals)

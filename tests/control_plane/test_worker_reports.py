@@ -4,6 +4,7 @@ import time
 from datetime import timedelta
 
 import pytest
+from django.db import DatabaseError
 from django.utils import timezone
 
 from gateway_site import dashboard
@@ -74,6 +75,19 @@ def test_what_is_old_or_too_much_is_pruned(monkeypatch):
         now - timedelta(minutes=minutes) for minutes in (2, 1, 0)
     ]
     assert {job.model: job.state for job in ModelJob.objects.all()} == {"a": "failed", "b": "running"}
+
+
+@pytest.mark.usefixtures("database")
+def test_what_was_told_is_not_told_again_because_old_rows_could_not_be_deleted(monkeypatch):
+    def fail(self):
+        raise DatabaseError("locked")
+
+    monkeypatch.setattr(WorkerReports, "_write_off", fail)
+    monkeypatch.setattr(worker_reports, "PRUNE_SECONDS", 0.0)
+    reports = WorkerReports()
+    reports.refused(time.time(), "line_full", "")
+    told(reports)  # raises nothing: else its caller would put the counts back
+    assert counts() == {("line_full", ""): 1}
 
 
 def test_what_is_remembered_between_two_writes_is_bounded():
