@@ -8,7 +8,8 @@ local totals = {}
 for number = 1, #KEYS - 1 do
     local key, at = KEYS[number + 1], 4 + (number - 1) * 6
     local amount, needed = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
-    local part, oldest, recorded = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 6])
+    local part, oldest, kept = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
+    local recorded = tonumber(ARGV[at + 6])
     local total = tonumber(redis.call('HGET', key, 'total') or '0')
     if part ~= 0 then
         local first = tonumber(redis.call('HGET', key, 'first') or part)
@@ -37,12 +38,14 @@ for number = 1, #KEYS - 1 do
         if redis.call('EXISTS', key) == 0 then
             total = -recorded
             redis.call('HSET', key, 'total', total)
+            redis.call('EXPIRE', key, kept)  -- here too: it may be full, and then no call comes to renew it
         end
     elseif recorded > 0 then
         local known = recorded + tonumber(redis.call('HGET', key, 'held') or '0')
         if known > total then
             total = known
             redis.call('HSET', key, 'total', total)
+            redis.call('EXPIRE', key, kept)
         end
     end
     if amount >= 0 and total + needed > amount then

@@ -116,6 +116,21 @@ async def test_u6_a_worker_that_was_stopped_for_long_settles_without_giving_back
     assert await other.total(limit, "") == 70
 
 
+@pytest.mark.parametrize("metric", ["requests", "tokens"])
+async def test_u7_a_counter_that_is_full_from_the_start_ends_with_its_window_all_the_same(
+    worker, redis_server, clock, metric
+):
+    limits = await worker()
+    limit = rule(metric, "day", amount=100)
+    window = limit.window_at(clock.now, "", "UTC")
+    limits.recorded = {window.key: 100}
+    with pytest.raises(TooManyRequests):
+        await reserve(limits, limit, tokens=1)
+    with redis_server.client() as client:
+        assert client.hget(f"ogw:limit:{window.key}", "total") == b"100"
+        assert 0 < client.ttl(f"ogw:limit:{window.key}") <= window.ends - clock.now + 3600
+
+
 def both(server, clock):
     return Limits("UTC", clock, server.url)
 
