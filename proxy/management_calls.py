@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from proxy import body
+from proxy.admission import NOT_ACCEPTED
 from proxy.call import Call
 from proxy.client import Client, ClientGone
 from proxy.configuration import Configuration
@@ -25,6 +26,7 @@ from proxy.errors import (
     Forbidden,
     Interruption,
     Refusal,
+    Unauthorized,
     Unreachable,
     UnsupportedEncoding,
 )
@@ -148,6 +150,8 @@ class ManagementCall(Dispatch):
 
     async def run(self, request: Request) -> Refusal | None:
         self.target = await self._find_target()
+        if not self.runtime.may_go_on(self.call):
+            raise Unauthorized("invalid_key", NOT_ACCEPTED)  # withdrawn while backends were asked (A8)
         self._check_weights(request)
         return await super().run(request)
 
@@ -225,6 +229,8 @@ class ManagementCall(Dispatch):
 
     async def _pass_on(self, state: BackendState, answer: Answer) -> None:
         call, operation = self.call, self.operation
+        # Before it only waited for its client, if the answer came before the whole of an upload.
+        call.expect_within(self.runtime.configuration.gap_seconds, Interruption.GAP)
         if answer.status == 200 and operation is not None and operation.reports_progress:
             if call.stream:
                 gap = self.runtime.configuration.gap_seconds

@@ -232,6 +232,18 @@ async def test_an_answer_before_the_body_reaches_the_client(gateway, fake, trans
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_b5_a_backend_that_falls_silent_in_an_early_answer_is_not_waited_for(gateway, fake, transport):
+    """When the answer began, the gateway waited for the client, whose time is its own: from then on it judges again."""
+    silence = {"write_sizes": [1000], "packet_gap": 10 * PATIENCE}
+    fake.faults(path="/api/blobs/*", answers_before_body=400, error="x" * 3000, **silence)
+    async with Upload(gateway, transport, GIB_DIGEST, f"Content-Length: {GIB}") as upload:
+        await upload.send(b"x")
+        status, headers, _ = await upload.answer()
+    assert status == 504
+    assert (await gateway.record(headers["x-request-id"])).error == "gap_timeout"
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_a_blob_that_is_there_need_not_be_sent(gateway, fake, transport):
     fake.library.blobs.add(GIB_DIGEST)
     async with Upload(gateway, transport, GIB_DIGEST, f"Content-Length: {GIB}", "Expect: 100-continue") as upload:
