@@ -1,5 +1,6 @@
 """What a person sees when something went wrong: what to do next, and the id to tell an administrator."""
 
+from django.core.exceptions import DisallowedHost
 from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
@@ -15,6 +16,9 @@ def _page(request: HttpRequest, status: int, title: str, text: str) -> HttpRespo
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    if isinstance(exception, DisallowedHost):
+        text = "An administrator can add the name to ALLOWED_HOSTS, or make it the SITE_URL."
+        return _page(request, 400, "This gateway does not know itself by the name in the address", text)
     return _page(request, 400, "That request made no sense", "The address or the form was not what this site expects.")
 
 

@@ -9,6 +9,7 @@ from django.http import HttpRequest, HttpResponseBase
 from django.utils.decorators import sync_and_async_middleware
 
 from gateway_site.logs import request_id
+from proxy.client_address import is_in, parse_address
 
 Answer = Callable[[HttpRequest], HttpResponseBase]
 AsyncAnswer = Callable[[HttpRequest], Awaitable[HttpResponseBase]]
@@ -20,6 +21,9 @@ def page_headers(get_response: Answer | AsyncAnswer) -> Answer | AsyncAnswer:
     policy = content_security_policy(settings.CSP_FORM_ACTIONS)
 
     def begin(request: HttpRequest) -> None:
+        peer = parse_address(request.META.get("REMOTE_ADDR", ""))
+        if peer is None or not is_in(peer, settings.TRUSTED_PROXIES):
+            request.META.pop("HTTP_X_FORWARDED_PROTO", None)
         # Never the client's: it could forge a line of somebody else's in the log.
         request.id = str(uuid.uuid4())  # type: ignore[attr-defined]
         request_id.set(request.id)  # type: ignore[attr-defined]

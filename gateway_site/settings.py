@@ -27,6 +27,11 @@ CSRF_TRUSTED_ORIGINS = env.items("CSRF_TRUSTED_ORIGINS")
 PORT = env.port("PORT", env.port("OLLAMA_PROXY_PORT", 8080))
 SITE_URL = env.text("SITE_URL", f"http://localhost:{PORT}").rstrip("/")
 HTTPS = SITE_URL.startswith("https://")
+# The address that people use is ours, and so are its forms, whatever a proxy that ends TLS makes of them.
+_OWN = urlsplit(SITE_URL)
+ALLOWED_HOSTS.append(f"[{_OWN.hostname}]" if ":" in (_OWN.hostname or "") else _OWN.hostname or "localhost")
+if HTTPS:
+    CSRF_TRUSTED_ORIGINS.append(f"https://{_OWN.netloc}")
 # Set by `manage.py demo`: every page says that it shows one.
 DEMO = env.flag("DEMO", False)
 
@@ -241,7 +246,7 @@ STATICFILES_DIRS = [BASE_DIR / "static"]
 SERVESTATIC_USE_FINDERS = True
 SERVESTATIC_AUTOREFRESH = DEBUG
 
-SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
 SESSION_COOKIE_HTTPONLY = True
 SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
@@ -258,8 +263,12 @@ MAX_CONNECTIONS = env.integer("MAX_CONNECTIONS", 8192, minimum=1)
 MAX_CONNECTIONS_PER_ADDRESS = env.integer("MAX_CONNECTIONS_PER_ADDRESS", 1024, minimum=1)
 STALL_SECONDS = env.seconds("STALL_SECONDS", 60)
 
-# Networks whose X-Forwarded-For is believed. Empty: the socket's address is the caller's.
+# Networks whose X-Forwarded-For and -Proto are believed. Empty: the socket's address is the caller's.
 TRUSTED_PROXIES = env.networks("TRUSTED_PROXIES")
+# Of everybody else page_headers.py takes it away.
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+# Not behind a proxy that is not believed: all it brings looks like http, and would be redirected for ever.
+SECURE_SSL_REDIRECT = HTTPS and bool(TRUSTED_PROXIES)
 # Who may read /metrics besides loopback.
 METRICS_NETWORKS = env.networks("METRICS_NETWORKS", "127.0.0.0/8,::1/128")
 METRICS_PATH = env.matching(

@@ -1,7 +1,11 @@
 """What all pages are sent with, and what they look like when something goes wrong."""
 
 import logging
+import os
 import re
+import subprocess
+import sys
+from ipaddress import ip_network
 
 import pytest
 from django.db import OperationalError
@@ -90,9 +94,34 @@ def test_the_page_for_what_is_not_there_needs_no_database(client, monkeypatch):
     assert "no such page" in answer.content.decode()
 
 
+@pytest.mark.parametrize(
+    ("peer", "scheme", "is_there"),
+    [("10.0.0.2", "https", True), ("10.0.0.2", "http", False), ("9.9.9.9", "https", False), ("10.0.0.2", "", False)],
+)
+def test_behind_a_trusted_proxy_that_ends_tls_pages_are_not_redirected_for_ever(settings, peer, scheme, is_there):
+    settings.SECURE_SSL_REDIRECT, settings.TRUSTED_PROXIES = True, [ip_network("10.0.0.0/8")]
+    headers = {"x-forwarded-proto": scheme} if scheme else {}
+    answer = Client().get("/account/login/", headers=headers, REMOTE_ADDR=peer)
+    assert answer.status_code == (200 if is_there else 301)
+
+
+@pytest.mark.parametrize("proxies", ["", "10.0.0.0/8"])
+def test_the_site_is_usable_with_nothing_set_but_its_https_address(proxies, tmp_path):
+    """A redirect needs a proxy that is believed; a form's origin is that of SITE_URL."""
+    names = {"SITE_URL": "https://llm.example/", "TRUSTED_PROXIES": proxies, "DATA_DIR": str(tmp_path)}
+    code = (
+        "from django.conf import settings as s; "
+        "print(s.SECURE_SSL_REDIRECT, s.CSRF_TRUSTED_ORIGINS, s.SESSION_COOKIE_SECURE, s.ALLOWED_HOSTS[-1])"
+    )
+    environment = {**os.environ, **names, "DJANGO_SETTINGS_MODULE": "gateway_site.settings"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == f"{bool(proxies)} ['https://llm.example'] True llm.example", done.stderr
+
+
 def test_a_foreign_host_is_refused(client):
     answer = client.get("/account/login/", headers={"host": "evil.example"})
     assert answer.status_code == 400
+    assert "ALLOWED_HOSTS" in answer.content.decode()
     assert "evil.example" not in answer.content.decode()
 
 
