@@ -18,7 +18,8 @@ os.environ["DATA_DIR"] = tempfile.mkdtemp(prefix="ollama-gateway-bench-")
 os.environ["DJANGO_SETTINGS_MODULE"] = "gateway_site.settings"
 os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
 django.setup()
-from tests.live.gateway import Gateway, free_port, migrated_sqlite  # noqa: E402
+from tests.live.gateway import Gateway, migrated_sqlite  # noqa: E402
+from tests.ports import free_port  # noqa: E402
 
 
 def cpu_ns(pids: list[int]) -> int:

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
 
 from asgiref.sync import iscoroutinefunction
 from django.conf import settings
@@ -19,11 +20,15 @@ AsyncAnswer = Callable[[HttpRequest], Awaitable[HttpResponseBase]]
 def page_headers(get_response: Answer | AsyncAnswer) -> Answer | AsyncAnswer:
     """The outermost middleware, so that whatever is logged about a page bears its id."""
     policy = content_security_policy(settings.CSP_FORM_ACTIONS)
+    asked_by_machines = {settings.METRICS_PATH, "/livez", "/readyz"}
 
     def begin(request: HttpRequest) -> None:
         peer = parse_address(request.META.get("REMOTE_ADDR", ""))
         if peer is None or not is_in(peer, settings.TRUSTED_PROXIES):
             request.META.pop("HTTP_X_FORWARDED_PROTO", None)
+        if request.path in asked_by_machines:
+            # Orchestrators and Prometheus ask by address, and get nothing that a foreign page could want.
+            request.META["HTTP_HOST"] = urlsplit(settings.SITE_URL).netloc
         # Never the client's: it could forge a line of somebody else's in the log.
         request.id = str(uuid.uuid4())  # type: ignore[attr-defined]
         request_id.set(request.id)  # type: ignore[attr-defined]

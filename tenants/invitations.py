@@ -65,6 +65,8 @@ def find(token: str) -> Invitation | None:
 def accept(invitation: Invitation, user: User) -> Membership:
     """Who is in the tenant already keeps their role. Raises NotOpen."""
     with transaction.atomic():
+        # Locked first: an update of open() asks in a subquery whether it is, before it waits for another update.
+        Invitation.objects.select_for_update().get(pk=invitation.pk)
         taken = Invitation.objects.filter(pk=invitation.pk).open().update(accepted_at=timezone.now(), accepted_by=user)
         if not taken:
             raise NotOpen

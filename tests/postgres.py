@@ -4,7 +4,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import psutil
 import psycopg
+
+from tests.ports import free_port
 
 BINARIES = Path("/usr/lib/postgresql/15/bin")
 PATIENCE = 60
@@ -118,9 +119,3 @@ class Cluster:
             parent = psutil.Process(self.process.pid)
             yield parent
             yield from parent.children(recursive=True)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

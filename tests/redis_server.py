@@ -9,7 +9,7 @@ from pathlib import Path
 
 import redis
 
-from tests.postgres import free_port
+from tests.ports import free_port
 
 PATIENCE = 30
 

@@ -15,6 +15,8 @@ from proxy.fake_ollama.calls import SeenCall
 if TYPE_CHECKING:
     from proxy.fake_ollama.server import FakeOllama
 
+# How long what comes after an early answer is still read (net/http's rstAvoidanceDelay).
+LINGER_SECONDS = 0.5
 LINGER_ZERO = struct.pack("ii", 1, 0)
 MAX_PIPELINED = 64
 BLOBS = b"/api/blobs/"
@@ -212,7 +214,12 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         self.closing = True
-        self.transport.close()
+        if self._upload is not None and not self._upload.whole.is_set() and self.transport.can_write_eof():
+            # As Go does: closing with bytes unread would reset the connection, and the reset overtake the answer.
+            self.transport.write_eof()
+            self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        else:
+            self.transport.close()
 
     def abandon(self) -> None:
         """The server stops: nobody left, nothing is recorded."""

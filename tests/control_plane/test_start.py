@@ -211,3 +211,9 @@ def test_several_workers_without_redis_are_refused_unless_that_is_accepted(setti
         call_command("serve", workers=2, port=1)
     assert "set REDIS_URL" in str(refused.value)
     assert "LIMITS_PER_WORKER=True" in str(refused.value)
+
+
+@pytest.mark.parametrize("path", ["/livez", "/metrics"])
+def test_machines_may_ask_by_address(client, path):
+    assert client.get(path, headers={"host": "10.0.0.7:8080"}).status_code == 200
+    assert client.get("/accounts/login/", headers={"host": "10.0.0.7:8080"}).status_code == 400

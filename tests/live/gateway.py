@@ -4,7 +4,6 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from gateway_site.settings import database as database_settings
 from proxy.models import Backend
 from tenants.keys import digest, make_clear_text
 from tenants.models import ApiKey, Tenant
+from tests.ports import free_port
 from usage.models import UsageRecord
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,12 +36,6 @@ def use_database(alias: str, url: str) -> None:
     if alias in connections:
         connections[alias].close()
         del connections[alias]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 class Gateway:

@@ -13,7 +13,8 @@ import pytest
 from proxy.models import CallCancellation
 from tenants.models import ApiKey
 from tests.live.admin_forms import Form
-from tests.live.gateway import ROOT, free_port
+from tests.live.gateway import ROOT
+from tests.ports import free_port
 from tests.redis_server import RedisServer
 
 # What a busy machine may need now and then. A second is promised; the figures are printed.

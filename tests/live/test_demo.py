@@ -11,7 +11,8 @@ import time
 import httpx
 import pytest
 
-from tests.live.gateway import ROOT, free_port
+from tests.live.gateway import ROOT
+from tests.ports import free_port
 
 
 @pytest.fixture

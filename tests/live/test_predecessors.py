@@ -25,8 +25,9 @@ from gateway_site.server.listeners import what_to_do
 from proxy.fake_ollama import FakeOllama
 from proxy.models import Backend
 from tenants.models import IPRule, Limit
-from tests.live.gateway import ROOT, Gateway, free_port
+from tests.live.gateway import ROOT, Gateway
 from tests.live.seen import calls
+from tests.ports import free_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

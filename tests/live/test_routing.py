@@ -13,8 +13,9 @@ import pytest_asyncio
 from proxy.credentials import seal
 from proxy.fake_ollama import FakeOllama
 from proxy.models import Backend
-from tests.live.gateway import PEPPER, free_port
+from tests.live.gateway import PEPPER
 from tests.live.seen import PROBES, calls, new_calls
+from tests.ports import free_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -19,9 +19,10 @@ import pytest_asyncio
 from proxy.fake_ollama import FakeOllama
 from proxy.models import Backend, DefaultModels, ModelAlias
 from tenants.models import ApiKey, IPRule
-from tests.live.gateway import ROOT, copied_sqlite, free_port
+from tests.live.gateway import ROOT, copied_sqlite
 from tests.live.raw import bearer
 from tests.live.seen import new_calls, no_calls
+from tests.ports import free_port
 from tests.proxy.odd_paths import odd_spellings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
