@@ -223,7 +223,7 @@ async def test_b3_a_stream_that_breaks_off_ends_with_an_error(gateway, fake, cli
 async def test_b3_an_answer_in_one_piece_that_breaks_off_late_closes_its_connection(gateway, fake):
     """Its head has left, so there is nothing to say; but the client must not wait, nor take it for whole."""
     content = ["x" * 50_000] * 40
-    fake.faults(path="/api/chat", content=content, cut_after_bytes=1_900_000, cut_counts_body_only=True, times=1)
+    fake.faults(path="/api/chat", content=content, cut_after_bytes=1_900_000, cut_with="fin", times=1)
     body = json.dumps(chat(stream=False)).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port, limit=8 * MIB)
     head = b"POST /api/chat HTTP/1.1\r\nHost: t\r\n%b: %b\r\nContent-Length: %d\r\n\r\n"
