@@ -15,7 +15,7 @@ from tests.proxy.odd_bodies import DIALECTS, odd_body
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-# Of each path. ODD_BODIES=10000 takes some minutes; the functions see as many at each run (tests/proxy/test_go_decoder.py).
+# Of each path; ODD_BODIES=10000 takes some minutes. The functions see as many at each run (test_go_decoder.py).
 BODIES = int(os.environ.get("ODD_BODIES", "500"))
 CAP = 100
 
