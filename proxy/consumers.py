@@ -10,7 +10,7 @@ from proxy.admission import NOT_ACCEPTED, check_address
 from proxy.call import Call
 from proxy.client import Client, ClientGone, Headers, Receive, Scope, Send
 from proxy.client_address import client_address, is_in, parse_address
-from proxy.cors import WITHHELD, Origins, granted, preflight
+from proxy.cors import WITHHELD, granted, preflight
 from proxy.dialects import OLLAMA
 from proxy.dialects.anthropic import token_count
 from proxy.dialects.base import go_json
@@ -26,7 +26,6 @@ from proxy.errors import (
     Unauthorized,
     Unavailable,
 )
-from proxy.host_names import HostNames
 from proxy.management_calls import ManagementCall, read_operation
 from proxy.requests import read_request, unloaded
 from proxy.routes import Kind, Route, find
@@ -56,11 +55,8 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
     """Reads `receive` itself: Channels' dispatch would hop for each of the messages a large body arrives in."""
 
     def __init__(self, runtime: Runtime) -> None:
+        """Made anew by Channels for each call: what can be worked out once is the runtime's."""
         self.runtime = runtime
-        configuration = runtime.configuration
-        site = [configuration.site_url] if configuration.site_url else []
-        self.origins = Origins([*site, *configuration.cors_origins])
-        self.host_names = HostNames(configuration.host_names, configuration.site_url)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.runtime.snapshot is None:
@@ -97,7 +93,7 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
         runtime = self.runtime
         origin = client.header(b"origin")
         if origin is not None:
-            permitted = self.origins.allow(origin, client.own_origin)
+            permitted = self.runtime.origins.allow(origin, client.own_origin)
             client.added_headers = granted(origin) if permitted else WITHHELD
             if call.method == "OPTIONS" and client.header(b"access-control-request-method") is not None:
                 await self.answer_preflight(call, client, permitted)
@@ -200,9 +196,9 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
     def check_place(self, client: Client) -> None:
         """Where the place in the network is the credential, nobody may borrow it. Raises Forbidden."""
         origin = client.header(b"origin")
-        if origin is not None and not self.origins.allow(origin, client.own_origin):
+        if origin is not None and not self.runtime.origins.allow(origin, client.own_origin):
             raise Forbidden("origin_not_allowed", FOREIGN_PAGE)
-        if not self.host_names.know(client.header(b"host") or b""):
+        if not self.runtime.host_names.know(client.header(b"host") or b""):
             raise Forbidden("host_not_known", UNKNOWN_NAME)
         if not _SAID_BY_PROXIES.isdisjoint(name for name, _ in client.headers):
             peer = parse_address(client.peer)

@@ -10,11 +10,13 @@ from proxy.call import Call, Ids
 from proxy.client import Headers
 from proxy.clock import SteadyClock
 from proxy.configuration import Configuration
+from proxy.cors import Origins
 from proxy.credential_failures import CredentialFailures
 from proxy.errors import Forbidden, Interruption, Refusal, Unauthorized, Unavailable
 from proxy.fleet import Fleet
 from proxy.fleet.reports import BackendReports
 from proxy.headers import instance_mark
+from proxy.host_names import HostNames
 from proxy.ledger import Ledger
 from proxy.limits import Limits
 from proxy.live.board import Board
@@ -41,6 +43,9 @@ class Runtime:
             configuration.auth_header, configuration.key_pepper, configuration.key_pepper_fallbacks
         )
         self.instance = instance_mark(configuration.key_pepper)
+        site = [configuration.site_url] if configuration.site_url else []
+        self.origins = Origins([*site, *configuration.cors_origins])
+        self.host_names = HostNames(configuration.host_names, configuration.site_url)
         self.credential_failures = CredentialFailures(configuration.failed_credentials_per_minute)
         self.limits = Limits(
             configuration.time_zone,
