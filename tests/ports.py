@@ -8,7 +8,9 @@ import socket
 # a moment ago is not taken by somebody else before its server has started.
 _FIRST, _EACH = 12_000, 2_000
 _worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-_candidates = itertools.cycle(range(_FIRST + _worker * _EACH, _FIRST + (_worker + 1) * _EACH))
+_own = range(_FIRST + _worker * _EACH, _FIRST + (_worker + 1) * _EACH)
+# Two runs at once begin at different places.
+_candidates = itertools.islice(itertools.cycle(_own), os.getpid() * 37 % _EACH, None)
 
 
 def free_port() -> int:
