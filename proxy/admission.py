@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from proxy.client_address import Address
 from proxy.default_models import NOTHING, WORDS, Installed
@@ -116,13 +116,18 @@ class Admission:
         return key
 
     def lookup(self, snapshot: Snapshot, credential: bytes, now: float) -> Key | None:
-        """By the digest of the whole key; what has not our form is not even digested, unless keys were imported."""
+        """The usable key with a secret."""
+        for digested in self._digests(snapshot, credential):
+            key = snapshot.key_by_digest(digested, now)
+            if key is not None:
+                return key
+        return None
+
+    def _digests(self, snapshot: Snapshot, credential: bytes) -> Iterator[bytes]:
+        """Of the whole key, by each pepper; what has not our form is not even digested, unless keys were imported."""
         if has_our_form(credential) or (snapshot.tables.foreign_keys and 16 <= len(credential) <= 256):
             for pepper in self.peppers:
-                key = snapshot.key_by_digest(digest(credential, pepper), now)
-                if key is not None:
-                    return key
-        return None
+                yield digest(credential, pepper)
 
     def explain(
         self, snapshot: Snapshot, headers: Headers, now: float, path_key: bytes | None = None
@@ -149,11 +154,10 @@ class Admission:
 
     def _row(self, snapshot: Snapshot, credential: bytes) -> tuple[KeyRow, bool] | None:
         """The key with a secret, usable or not, and whether that was its secret before the last rotation."""
-        if has_our_form(credential) or (snapshot.tables.foreign_keys and 16 <= len(credential) <= 256):
-            for pepper in self.peppers:
-                found = snapshot.tables.digests.get(digest(credential, pepper))
-                if found is not None and (row := snapshot.tables.keys.get(found[0])) is not None:
-                    return row, found[1]
+        for digested in self._digests(snapshot, credential):
+            found = snapshot.tables.digests.get(digested)
+            if found is not None and (row := snapshot.tables.keys.get(found[0])) is not None:
+                return row, found[1]
         return None
 
 

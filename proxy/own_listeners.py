@@ -4,11 +4,25 @@ import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import urlsplit
 
+from django.core.exceptions import ValidationError
+
+from proxy.backend_url import normalise_backend_url
 from proxy.models import WorkerReport
-from proxy.resolution import addresses_of
+from proxy.resolution import addresses_of, refuse_where_it_leads
 
 Address = IPv4Address | IPv6Address
 WILDCARDS = frozenset(map(ip_address, ("0.0.0.0", "::")))  # noqa: S104 - compared, not bound
+
+
+def address_of_a_backend(text: str) -> str:
+    """The address as it is kept. Raises ValidationError for one that no backend may have, or that is our own."""
+    try:
+        url = normalise_backend_url(text)
+        refuse_where_it_leads(url)
+        refuse_own_listener(url)
+    except ValueError as exc:
+        raise ValidationError(str(exc)) from None
+    return url
 
 
 def refuse_own_listener(url: str) -> None:

@@ -7,8 +7,7 @@ from django.core.exceptions import ValidationError
 
 from proxy.backend_url import normalise_backend_url
 from proxy.models import Backend
-from proxy.own_listeners import refuse_own_listener
-from proxy.resolution import refuse_where_it_leads
+from proxy.own_listeners import address_of_a_backend
 from tenants.forms import NewAccountForm
 from tenants.models import Tenant, User
 
@@ -38,12 +37,7 @@ class FirstBackendForm(forms.ModelForm):  # type: ignore[type-arg]
             self.fields["url"].help_text = "Set by the environment (OLLAMA_HOST and its kin)."
 
     def clean_url(self) -> str:
-        try:
-            url = normalise_backend_url(self.cleaned_data["url"])
-            refuse_where_it_leads(url)
-            refuse_own_listener(url)
-        except ValueError as exc:
-            raise ValidationError(str(exc)) from None
+        url = address_of_a_backend(self.cleaned_data["url"])
         if self.instance.credential_encrypted and url != normalise_backend_url(self.initial["url"]):
             # Else a server of anybody's could be told it; the form in the admin asks for it anew.
             raise ValidationError("This backend has a credential, which is for this address. Change it in the admin.")

@@ -17,14 +17,12 @@ from django.utils.safestring import SafeString
 from proxy import model_jobs
 from proxy.backend_form import SECRET_WAY_FIELDS, WAY_FIELDS, WayForm
 from proxy.backend_state import BackendView
-from proxy.backend_url import normalise_backend_url
 from proxy.credentials import seal
 from proxy.dependants import dependants, only_on
 from proxy.model_names import InvalidModelName, parse
 from proxy.models import Backend, ModelJob
-from proxy.own_listeners import refuse_own_listener
+from proxy.own_listeners import address_of_a_backend
 from proxy.reaching import look_at
-from proxy.resolution import refuse_where_it_leads
 from proxy.rules_watch import backend_of
 from tenants import rate_limits
 from tenants.administering import Archived, ArchivingAdmin, apply, ask, badge
@@ -54,13 +52,7 @@ class BackendForm(WayForm):
             self.fields["url"].label = "URL"
 
     def clean_url(self) -> str:
-        try:
-            url = normalise_backend_url(self.cleaned_data["url"])
-            refuse_where_it_leads(url)
-            refuse_own_listener(url)
-        except ValueError as exc:
-            raise ValidationError(str(exc)) from None
-        return url
+        return address_of_a_backend(self.cleaned_data["url"])
 
     def clean_credential(self) -> str:
         value = self.cleaned_data["credential"]

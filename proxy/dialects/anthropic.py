@@ -10,7 +10,7 @@ from proxy.body import Schema
 from proxy.dialects import ollama, openai, web_search, weight
 from proxy.dialects.base import NOTHING, Endpoint, Governed, Pin, Request, Usage, go_json
 from proxy.errors import BadRequest
-from proxy.metering import AnswerMeter, EventForm, EventMeter, Meter
+from proxy.metering import EventForm
 
 _TYPES = {
     400: "invalid_request_error",
@@ -149,18 +149,12 @@ EVENTS = EventForm(
 )
 
 
-def _meter(content_type: bytes, prompt_bytes: int, hides_usage: bool) -> Meter:
-    if b"event-stream" in content_type:
-        return EventMeter(EVENTS, prompt_bytes)
-    return AnswerMeter(usage, prompt_bytes, generated)
-
-
 ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/messages": Endpoint(
         schema=REQUEST,
         govern=govern,
         weigh=weight.weigh,
-        meter=_meter,
+        meter=openai.meter_of(EVENTS, generated),
         wants_stream=openai.wants_stream,
         end_user=end_user,
         takes_zstd=True,

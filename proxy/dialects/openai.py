@@ -1,7 +1,7 @@
 """OpenAI's dialect as Ollama speaks it: chat, completions, embeddings, errors (ollama-api §2.5–2.7, §4.1). Pure."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -228,17 +228,16 @@ COMPLETION_EVENTS = EventForm(
 )
 
 
-def _chat_meter(content_type: bytes, prompt_bytes: int, hides_usage: bool) -> Meter:
-    if b"event-stream" in content_type:
-        return EventMeter(CHAT_EVENTS, prompt_bytes, hides_usage=hides_usage)
-    return AnswerMeter(usage, prompt_bytes, generated)
+def meter_of(events: EventForm, generated: Callable[[Request], int]) -> Callable[[bytes, int, bool], Meter]:
+    """An endpoint's `meter`. `generated`: bytes of what an answer in one piece says."""
 
+    def meter(content_type: bytes, prompt_bytes: int, hides_usage: bool) -> Meter:
+        # By what the answer is: an empty prompt loads the model, which never streams.
+        if b"event-stream" in content_type:
+            return EventMeter(events, prompt_bytes, hides_usage=hides_usage)
+        return AnswerMeter(events.usage, prompt_bytes, generated)
 
-def _completion_meter(content_type: bytes, prompt_bytes: int, hides_usage: bool) -> Meter:
-    # An empty prompt loads the model, which never streams.
-    if b"event-stream" in content_type:
-        return EventMeter(COMPLETION_EVENTS, prompt_bytes, hides_usage=hides_usage)
-    return AnswerMeter(usage, prompt_bytes, generated)
+    return meter
 
 
 def _embedding_meter(content_type: bytes, prompt_bytes: int, hides_usage: bool) -> Meter:
@@ -250,7 +249,7 @@ ENDPOINTS: Mapping[str, Endpoint] = {
         schema=CHAT,
         govern=govern_chat,
         weigh=weight.weigh,
-        meter=_chat_meter,
+        meter=meter_of(CHAT_EVENTS, generated),
         wants_stream=wants_stream,
         end_user=end_user,
         takes_zstd=True,
@@ -258,7 +257,7 @@ ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/completions": Endpoint(
         schema=COMPLETIONS,
         govern=govern_generation,
-        meter=_completion_meter,
+        meter=meter_of(COMPLETION_EVENTS, generated),
         wants_stream=wants_stream,
         end_user=end_user,
         takes_zstd=True,

@@ -9,7 +9,7 @@ from proxy.dialects import openai, web_search, weight
 from proxy.dialects.base import Endpoint, Governed, Pin, Request, Usage, go_json
 from proxy.dialects.openai import OpenAI
 from proxy.errors import BadRequest
-from proxy.metering import AnswerMeter, EventForm, EventMeter, Meter
+from proxy.metering import EventForm
 
 # What the parts of a message may hold; what else there is, Ollama does not look at.
 PART = Schema(dict.fromkeys(("type", "text", "image_url", "detail", "file_id", "refusal"), body.text))
@@ -108,18 +108,12 @@ EVENTS = EventForm(
 )
 
 
-def _meter(content_type: bytes, prompt_bytes: int, hides_usage: bool) -> Meter:
-    if b"event-stream" in content_type:
-        return EventMeter(EVENTS, prompt_bytes)
-    return AnswerMeter(usage, prompt_bytes, generated)
-
-
 ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/responses": Endpoint(
         schema=REQUEST,
         govern=govern,
         weigh=weight.weigh,
-        meter=_meter,
+        meter=openai.meter_of(EVENTS, generated),
         wants_stream=openai.wants_stream,
         end_user=openai.end_user,
         takes_zstd=True,

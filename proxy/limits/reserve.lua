@@ -14,22 +14,11 @@ for number = 1, #KEYS - 1 do
     if part ~= 0 then
         local first = tonumber(redis.call('HGET', key, 'first') or part)
         if first < oldest then
-            if oldest - first > 120 then
-                -- After so long nothing is in the window; but a clock that was set back may have left newer parts.
-                for _, field in ipairs(redis.call('HKEYS', key)) do
-                    local old = tonumber(field)
-                    if old and old < oldest then
-                        total = total - tonumber(redis.call('HGET', key, field))
-                        redis.call('HDEL', key, field)
-                    end
-                end
-            else
-                for old = first, oldest - 1 do
-                    local counted = redis.call('HGET', key, old)
-                    if counted then
-                        total = total - tonumber(counted)
-                        redis.call('HDEL', key, old)
-                    end
+            for _, field in ipairs(redis.call('HKEYS', key)) do
+                local old = tonumber(field)
+                if old and old < oldest then
+                    total = total - tonumber(redis.call('HGET', key, field))
+                    redis.call('HDEL', key, field)
                 end
             end
             redis.call('HSET', key, 'total', total, 'first', oldest)
