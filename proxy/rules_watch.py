@@ -4,10 +4,11 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from django.db import DatabaseError, InterfaceError, connections
@@ -99,11 +100,15 @@ class RulesWatch:
     def _poll(self) -> None:
         revisions = self._revisions()
         self.last_contact = time.monotonic()
-        is_old = time.monotonic() - self._recorded_at > RECORDED_SECONDS
-        if not self._loaded or revisions != self._tables.revisions or is_old:
+        if not self._loaded or revisions != self._tables.revisions:
             tables = self._read()
             self._tables, self._loaded = tables, True
             self._changed(tables)
+        elif time.monotonic() - self._recorded_at > RECORDED_SECONDS:
+            used = self._recorded(self._tables)
+            if used != self._tables.recorded:
+                self._tables = replace(self._tables, recorded=used)
+                self._changed(self._tables)
         if self._failing:
             logger.warning("The database answers again")
             self._failing = False
@@ -122,12 +127,14 @@ class RulesWatch:
             for table, load in _LOADERS.items():
                 if not self._loaded or revisions.get(table) != old.revisions.get(table):
                     groups.update(self._load(table, load))
-            if "limits" in groups or time.monotonic() - self._recorded_at > RECORDED_SECONDS:
-                limits = groups.get("limits", old.limits)
-                used = self._load("what was used", lambda using: recorded.read(limits, self._zone, time.time(), using))
-                groups["recorded"] = used if used or not self._loaded else old.recorded
-                self._recorded_at = time.monotonic()
-        return replace(old, revisions=revisions, **groups)
+            tables = replace(old, revisions=revisions, **groups)
+            return replace(tables, recorded=self._recorded(tables)) if "limits" in groups else tables
+
+    def _recorded(self, tables: Tables) -> Mapping[str, int]:
+        """What the roll-ups say was used; what was known before, where that cannot be read."""
+        self._recorded_at = time.monotonic()
+        read = partial(recorded.read, tables.limits, self._zone, time.time())
+        return self._load("what was used", read) or tables.recorded
 
     def _load(self, table: str, load: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
         try:

@@ -4,8 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from proxy import rules_watch
 from proxy.limits import recorded
-from tests.factories import make_key, make_tenant, make_user
+from tests.factories import make_key, make_limit, make_tenant, make_user
 from tests.proxy.test_limits import rule
 from usage.models import DailyUsage, UsageBucket
 
@@ -75,3 +76,20 @@ def test_u7_hours_are_read_from_the_buckets_of_their_zone():
 def test_u7_nothing_is_asked_where_no_limit_needs_it(django_assert_num_queries):
     with django_assert_num_queries(0):
         assert used(("key", None, None, 1, rule()), ("address", None, None, None, rule("tokens", "day"))) == {}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_u7_what_is_recorded_meanwhile_is_read_again_and_told_once(monkeypatch):
+    key = make_key(make_tenant("one")).row
+    limit = make_limit(1000, metric="tokens", window="month", tenant=key.tenant)
+    told = []
+    watch = rules_watch.RulesWatch(told.append, "UTC")
+    watch._poll()
+    use(key, datetime.now(UTC).date(), tokens=70)
+    watch._poll()
+    assert [tables.recorded for tables in told] == [{}]
+    monkeypatch.setattr(rules_watch, "RECORDED_SECONDS", -1)
+    for _ in range(3):
+        watch._poll()
+    assert [list(tables.recorded.values()) for tables in told] == [[], [70]]
+    assert next(iter(told[1].recorded)).startswith(f"{limit.id}:tokens:month:tenant {key.tenant_id}:")
