@@ -20,7 +20,7 @@ from proxy.credentials import unseal
 from proxy.default_models import CHAT, EMBEDDING
 from proxy.ip_rules import normalised
 from proxy.limits import recorded
-from proxy.limits.rules import Rule
+from proxy.limits.compiling import compiled
 from proxy.model_names import canonical_pattern
 from proxy.models import Backend as BackendModel
 from proxy.models import CallCancellation, DefaultModels, ModelAlias, ModelPolicy
@@ -196,8 +196,12 @@ def _epoch(value: Any) -> float | None:
 
 
 def _tenants(using: str) -> dict[str, Any]:
-    rows = Tenant.objects.using(using).values_list("id", "name", "enabled", "archived_at")
-    return {"tenants": {pk: (name, enabled and archived is None) for pk, name, enabled, archived in rows}}
+    columns = ("id", "name", "enabled", "archived_at", "latency_class", "weight")
+    rows = list(Tenant.objects.using(using).values_list(*columns))
+    return {
+        "tenants": {pk: (name, enabled and archived is None) for pk, name, enabled, archived, _, _ in rows},
+        "shares": {pk: (latency_class, weight) for pk, _, _, _, latency_class, weight in rows},
+    }
 
 
 def _users(using: str) -> dict[str, Any]:
@@ -208,7 +212,7 @@ def _users(using: str) -> dict[str, Any]:
 _KEY_COLUMNS = (
     "id, name, prefix, tenant_id, user_id, previous_expires_at, enabled, expires_at, revoked_at, "
     "models_allowed, may_infer, may_list, may_manage, may_use_cloud, may_be_in_path, max_output_tokens, "
-    "digest, previous_digest, imported"
+    "digest, previous_digest, imported, latency_class, weight"
 )
 
 
@@ -251,6 +255,8 @@ def _key_row(row: Sequence[Any]) -> KeyRow:
         () if models in ("[]", []) else _patterns(models),
         (bool(row[10]), bool(row[11]), bool(row[12]), bool(row[13]), bool(row[14])),
         row[15],
+        row[19],
+        row[20],
     )
 
 
@@ -277,22 +283,8 @@ def _ip_rules(using: str) -> dict[str, Any]:
 
 
 def _limits(using: str) -> dict[str, Any]:
-    limits = []
-    for row in Limit.objects.using(using).select_related("tenant", "user", "key").order_by("id"):
-        subject = {"tenant": f"the tenant {row.tenant}", "user": f"the user {row.user}", "address": "your address"}
-        rule = Rule(
-            id=row.id,
-            metric=row.metric,
-            window=row.window,
-            seconds=row.window_seconds or 0,
-            amount=row.amount,
-            enforced=row.mode == Limit.Mode.ENFORCE,
-            model=canonical_pattern(row.model) if row.model else "",
-            per_address=row.scope == Limit.Scope.ADDRESS,
-            subject=subject.get(row.scope, f"key {row.key.prefix}" if row.key else ""),
-        )
-        limits.append((row.scope, row.tenant_id, row.user_id, row.key_id, rule))
-    return {"limits": tuple(limits)}
+    rows = Limit.objects.using(using).select_related("tenant", "user", "key").order_by("id")
+    return {"limits": tuple(compiled(row) for row in rows)}
 
 
 def _backends(using: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 
 from proxy import metrics
 from proxy.admission import Admission
@@ -18,7 +19,8 @@ from proxy.fleet.reports import BackendReports
 from proxy.headers import instance_mark
 from proxy.host_names import HostNames
 from proxy.ledger import Ledger
-from proxy.limits import Limits
+from proxy.limits import Limits, Rule
+from proxy.limits.engine import Counted
 from proxy.live.board import Board
 from proxy.routes import Right
 from proxy.rules_watch import RulesWatch
@@ -29,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 # How long the first call waits for the first reading of the rules.
 START_PATIENCE = 5.0
+# How long a page waits for what the limits have counted.
+COUNT_PATIENCE = 1.0
 
 
 class Runtime:
@@ -154,6 +158,18 @@ class Runtime:
     def _status(self) -> Status:
         revisions = self.snapshot.tables.revisions if self.snapshot is not None else {}
         return Status(revisions, len(self.calls), self.fleet.line.waiting)
+
+    def counted(self, rules: Sequence[Rule], address: str) -> Counted | None:
+        """What is used and held of limits, asked from another thread: the engine is the loop's. None where this
+        process does not count, or is too busy to say."""
+        if self._starting is None or not self._starting.done() or self._closed or not self._loop.is_running():
+            return None
+        asked = asyncio.run_coroutine_threadsafe(self.limits.count(rules, address), self._loop)
+        try:
+            return asked.result(COUNT_PATIENCE)
+        except TimeoutError:
+            asked.cancel()
+            return None
 
     # The calls in flight.
 

@@ -16,8 +16,10 @@ from proxy.default_models import NOTHING, Installed
 from proxy.dialects.base import Pin
 from proxy.ip_rules import NO_RULES, IPRules, normalised
 from proxy.limits.rules import Rule
+from proxy.limits.subjects import LimitRow, LimitTable
 from proxy.model_names import InvalidModelName, ModelName, canonical_pattern
 from proxy.model_names import parse as parse_model_name
+from tenants.models.people import ORDINARY_WEIGHT
 from usage.costs import PriceRow
 
 # Worked-out answers kept per snapshot; junk names and keys must not grow it without bound.
@@ -46,6 +48,10 @@ class Key:
     tenant_ip: IPRules
     key_ip: IPRules
     rules: tuple[Rule, ...]
+    # For the scheduling of a busy fleet. The weight of a key is its share of what its tenant gets.
+    latency_class: str = "interactive"
+    weight: int = ORDINARY_WEIGHT
+    tenant_weight: int = ORDINARY_WEIGHT
     acting: bool = False  # stands in for a caller without a key, whose credential is their place in the network
 
     def may_use(self, canonical: str) -> bool:
@@ -67,6 +73,8 @@ class KeyRow(NamedTuple):
     models: tuple[str, ...]
     rights: tuple[bool, bool, bool, bool, bool]  # infer, list, manage, use cloud, be in path
     max_output_tokens: int | None
+    latency_class: str = ""  # empty: as the tenant
+    weight: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +126,14 @@ class Tables:
 
     revisions: Mapping[str, int] = field(default_factory=dict)
     tenants: Mapping[int, tuple[str, bool]] = field(default_factory=dict)  # id → (name, usable)
+    shares: Mapping[int, tuple[str, int]] = field(default_factory=dict)  # tenant id → (latency class, weight)
     users: Mapping[int, tuple[str, bool]] = field(default_factory=dict)
     keys: Mapping[int, KeyRow] = field(default_factory=dict)
     digests: Mapping[bytes, tuple[int, bool]] = field(default_factory=dict)  # → (key id, is the previous secret)
     foreign_keys: bool = False  # whether keys of another form were imported
     # (network, action, tenant id, key id, acts as key id, expires at)
     ip_rules: tuple[tuple[str, str, int | None, int | None, int | None, float | None], ...] = ()
-    # (scope, tenant id, user id, key id, rule)
-    limits: tuple[tuple[str, int | None, int | None, int | None, Rule], ...] = ()
+    limits: tuple[LimitRow, ...] = ()
     recorded: Mapping[str, int] = field(default_factory=dict)  # limits/recorded.py
     aliases: tuple[tuple[str, str], ...] = ()  # (pattern, model or one of default_models.WORDS)
     default_models: Mapping[str, str] = field(default_factory=dict)  # those that are chosen, by @chat and @embedding
@@ -140,8 +148,12 @@ class Snapshot:
         self.tables = tables
         now = time.time() if now is None else now
         current = [rule for rule in tables.ip_rules if rule[5] is None or rule[5] > now]
-        # An expired rule must stop to act without any change of the tables.
-        self.valid_until = min((rule[5] for rule in current if rule[5] is not None), default=None)
+        self._limits = LimitTable(tables.limits, now)
+        # An expired rule, and an override that ends, must stop to act without any change of the tables.
+        ends = [rule[5] for rule in current if rule[5] is not None]
+        if self._limits.valid_until is not None:
+            ends.append(self._limits.valid_until)
+        self.valid_until = min(ends, default=None)
         # A rule that lets a network act as a key says nothing about the others: they go on to use keys of their own.
         self.ip_all = IPRules(
             (cidr, action) for cidr, action, tenant, key, acts_as, _ in current if tenant is key is acts_as is None
@@ -149,7 +161,6 @@ class Snapshot:
         self.acting = _acting(current)
         self._tenant_ip = _grouped(current, 2)
         self._key_ip = _grouped(current, 3)
-        self._limits = _limits_by_subject(tables.limits)
         self._aliases = _by_precision(tables.aliases)
         self._keys: dict[int, Key | None] = {}
         self._acting_keys: dict[int, Key] = {}
@@ -206,6 +217,7 @@ class Snapshot:
         if not (tenant_usable and user_usable):
             return None
         infer, listing, manage, cloud, in_path = row.rights
+        tenant_class, tenant_weight = self.tables.shares.get(row.tenant_id, ("interactive", ORDINARY_WEIGHT))
         return Key(
             id=row.id,
             name=row.name,
@@ -224,24 +236,11 @@ class Snapshot:
             max_output_tokens=row.max_output_tokens,
             tenant_ip=self._tenant_ip.get(row.tenant_id, NO_RULES),
             key_ip=self._key_ip.get(row.id, NO_RULES),
-            rules=self._rules_of(row),
+            rules=self._limits.of_key(row.id, row.prefix, row.tenant_id, row.user_id),
+            latency_class=tenant_class if tenant_class == "batch" else row.latency_class or tenant_class,
+            weight=row.weight or ORDINARY_WEIGHT,
+            tenant_weight=tenant_weight,
         )
-
-    def _rules_of(self, row: KeyRow) -> tuple[Rule, ...]:
-        """All limits of a key: its own, the defaults they do not replace, its user's, its tenant's, each address's."""
-        own = self._limits.get(("key", row.id), ())
-        replaced = {(rule.metric, rule.window, rule.seconds, rule.model) for rule in own}
-        defaults = [
-            replace(rule, subject=f"key {row.prefix}", counted_for=row.prefix)
-            for rule in self._limits.get(("default", 0), ())
-            if (rule.metric, rule.window, rule.seconds, rule.model) not in replaced
-        ]
-        others = [
-            *self._limits.get(("user", row.user_id or 0), ()),
-            *self._limits.get(("tenant", row.tenant_id), ()),
-            *self._limits.get(("address", 0), ()),
-        ]
-        return (*own, *defaults, *others)
 
     def key_acting_for(self, address: Address | None, now: float) -> Key | None:
         """The key that calls without one are made with, from a network that an IP rule lets act as it."""
@@ -368,14 +367,3 @@ def _grouped(rules: Iterable[tuple[Any, ...]], column: int) -> dict[int, IPRules
 def _acting(rules: Iterable[tuple[Any, ...]]) -> list[Acting]:
     acting = [Acting(normalised(rule[0]), rule[4], rule[5]) for rule in rules if rule[4] is not None]
     return sorted(acting, key=lambda entry: -entry.network.prefixlen)
-
-
-def _limits_by_subject(
-    limits: Iterable[tuple[str, int | None, int | None, int | None, Rule]],
-) -> dict[tuple[str, int], list[Rule]]:
-    groups: dict[tuple[str, int], list[Rule]] = {}
-    for scope, tenant, user, key, rule in limits:
-        subject = tenant or user or key or 0
-        # By number: a budget must not begin anew because somebody was renamed.
-        groups.setdefault((scope, subject), []).append(replace(rule, counted_for=f"{scope} {subject}"))
-    return groups

@@ -1,12 +1,27 @@
 """Which engine counts: the shared one where Redis is set up and answers, else this process alone."""
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import hiredis
 
 from proxy.limits.connection import RedisAway
 from proxy.limits.memory import MemoryLimits
 from proxy.limits.redis import LEASE_SECONDS, PATIENCE, RedisLimits, SharedReservation
 from proxy.limits.rules import Amounts, Reservation, Rule
+
+Source = Literal["shared", "process", "recorded"]
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What is used and held, in the order of the rules that were asked for, and who counted it."""
+
+    totals: list[int]
+    source: Source
 
 
 class Limits:
@@ -57,6 +72,26 @@ class Limits:
             return await self.shared.reserve(call_id, rules, model, address, estimate)
         except RedisAway:
             return self.memory.reserve(call_id, rules, model, address, estimate)
+
+    async def count(self, rules: Sequence[Rule], address: str) -> Counted:
+        """What is used and held of each rule now, as the next call would be judged by it."""
+        if self.is_shared:
+            try:
+                return Counted(await self._shared_totals(rules, address), "shared")
+            except (RedisAway, hiredis.HiredisError):
+                pass
+        return Counted([self.memory.total(rule, address) for rule in rules], "process")
+
+    async def _shared_totals(self, rules: Sequence[Rule], address: str) -> list[int]:
+        assert self.shared is not None
+        found = await asyncio.gather(*(self.shared.total(rule, address) for rule in rules))
+        now = self.shared.clock()
+        totals = []
+        for rule, total in zip(rules, found, strict=True):
+            known = self.shared.recorded.get(rule.window_at(now, address, self.shared.zone).key, 0)
+            # As reserve.lua: what the roll-ups know of requests is said only to a counter that is new.
+            totals.append(max(total, known) if rule.metric != "requests" or not total else total)
+        return totals
 
     def settle(self, reservation: Reservation, actual: Amounts) -> None:
         """Replaces what was held by what was used. Never waits; a second time does nothing."""

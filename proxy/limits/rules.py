@@ -1,8 +1,8 @@
 """Limits as the data plane knows them, and the arithmetic of their windows. Pure."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -36,13 +36,28 @@ class Rule:
     per_address: bool
     subject: str  # whose it is, for the text of a refusal: "key x1Y2z3A4", "the tenant acme", …
     counted_for: str = ""  # who shares a counter: "tenant 3", or the prefix of a key under a default
+    override_amount: int | None = None  # in place of the amount, until a moment (epoch seconds)
+    override_until: float = 0.0
+    usual_amount: int | None = None  # while an override holds: the amount that it stands in place of
+    alerts: bool = False  # whether somebody is told when much of it is used
+    by_owner: bool = False  # made by a tenant's owners, who may only tighten: it replaces no default
+
+    def in_force(self, now: float) -> "Rule":
+        """With the amount of its override, while that holds."""
+        if self.override_amount is None or self.override_until <= now:
+            return self
+        return replace(self, amount=self.override_amount, usual_amount=self.amount)
 
     def describe(self) -> str:
         """`25 requests per 30 s for this key`."""
         what = {"cost": "nano-units of cost", "concurrent": "calls at a time"}.get(self.metric, self.metric)
         each = {"seconds": f" per {self.seconds} s", "none": ""}.get(self.window, f" per {self.window}")
         model = f" of {self.model}" if self.model else ""
-        return f"{self.amount} {what}{each}{model} for {self.subject}"
+        raised = ""
+        if self.usual_amount is not None:
+            until = datetime.fromtimestamp(self.override_until, UTC)
+            raised = f" (raised from {self.usual_amount} until {until:%Y-%m-%d %H:%M} UTC)"
+        return f"{self.amount} {what}{each}{model} for {self.subject}{raised}"
 
     @property
     def rolls(self) -> bool:
@@ -115,6 +130,13 @@ def seconds_until_room(
     return float(rule.seconds)
 
 
+def seconds_until_reset(rule: Rule, window: Window, now: float) -> float | None:
+    """Until the window turns, or until what is counted now has left it; None for calls at a time."""
+    if rule.metric == "concurrent":
+        return None
+    return rule.seconds if rule.rolls else window.ends - now
+
+
 def headers(states: Iterable[tuple[Rule, Window, int]], now: float) -> list[tuple[bytes, bytes]]:
     """`x-ratelimit-limit-…`, `-remaining-…` and `-reset-…` (as OpenAI names them), of the tightest limit of a metric.
 
@@ -134,8 +156,8 @@ def headers(states: Iterable[tuple[Rule, Window, int]], now: float) -> list[tupl
         name = metric.encode()
         told.append((b"x-ratelimit-limit-" + name, b"%d" % rule.amount))
         told.append((b"x-ratelimit-remaining-" + name, b"%d" % left))
-        if metric != "concurrent":
-            seconds = rule.seconds if rule.rolls else window.ends - now
+        seconds = seconds_until_reset(rule, window, now)
+        if seconds is not None:
             told.append((b"x-ratelimit-reset-" + name, b"%ds" % max(seconds + 0.999, 1)))
     return told
 

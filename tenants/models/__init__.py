@@ -1,15 +1,17 @@
 from tenants.models.first_run import SetupLink
 from tenants.models.invitations import Invitation
 from tenants.models.keys import ApiKey, ApiKeyLastUsed
-from tenants.models.people import Membership, Role, Tenant, User
+from tenants.models.people import Authority, LatencyClass, Membership, Role, Tenant, User
 from tenants.models.rules import IPRule, Limit
 from tenants.models.shown_once import ShownOnce
 
 __all__ = [
     "ApiKey",
     "ApiKeyLastUsed",
+    "Authority",
     "IPRule",
     "Invitation",
+    "LatencyClass",
     "Limit",
     "Membership",
     "Role",

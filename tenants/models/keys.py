@@ -10,7 +10,7 @@ from django.db.models import F, Q
 from django.utils import timezone
 
 from tenants.announcements import rules_changed
-from tenants.models.people import Tenant, User
+from tenants.models.people import WEIGHTS, Authority, LatencyClass, Tenant, User
 
 
 def validate_model_names(value: object) -> None:
@@ -65,6 +65,15 @@ class ApiKey(models.Model):
     )
 
     enabled = models.BooleanField(default=True, help_text="Off: calls are refused until it is on again.")
+    switched_off_by = models.CharField(
+        max_length=13,
+        choices=Authority,
+        blank=True,
+        default="",
+        db_default="",
+        editable=False,
+        help_text="Only they, and those above them, switch it on again.",
+    )
     expires_at = models.DateTimeField(null=True, blank=True, help_text="Empty: never.")
     revoked_at = models.DateTimeField(null=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
@@ -94,6 +103,28 @@ class ApiKey(models.Model):
         validators=[MinValueValidator(1)],
         help_text="The most tokens one call may generate. Empty: the gateway's maximum.",
     )
+    max_output_tokens_by = models.CharField(
+        max_length=13,
+        choices=Authority,
+        default=Authority.PERSON,
+        db_default=Authority.PERSON,
+        editable=False,
+        help_text="Whoever stands below them may lower the most tokens, not raise it.",
+    )
+    latency_class = models.CharField(
+        max_length=11,
+        choices=LatencyClass,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="Empty: as the tenant.",
+    )
+    weight = models.PositiveSmallIntegerField(
+        null=True,
+        blank=True,
+        validators=WEIGHTS,
+        help_text="Its share of what its tenant gets, compared with the tenant's other keys. Empty: 100.",
+    )
 
     objects = ApiKeyQuerySet.as_manager()
 
@@ -111,6 +142,14 @@ class ApiKey(models.Model):
             ),
             models.CheckConstraint(
                 condition=Q(max_output_tokens=None) | Q(max_output_tokens__gt=0), name="key_output_cap_positive"
+            ),
+            models.CheckConstraint(condition=Q(weight=None) | Q(weight__gte=1), name="key_weight_positive"),
+            models.CheckConstraint(
+                condition=Q(latency_class__in=("", "interactive", "batch")), name="key_latency_class_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(switched_off_by__in=("", *Authority.values)) & Q(max_output_tokens_by__in=Authority.values),
+                name="key_authorities_known",
             ),
         ]
         # The key list of a tenant, newest first.

@@ -1,6 +1,7 @@
 """Who uses the gateway."""
 
 from django.contrib.auth.models import AbstractUser
+from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Q
 
@@ -13,16 +14,55 @@ class Role(models.TextChoices):
     VIEWER = "viewer", "Viewer: sees the tenant's usage"
 
 
+class Authority(models.TextChoices):
+    """Who decided something: whoever stands below them cannot undo it (tenants/authority.py)."""
+
+    PERSON = "person", "the person whose key it is"
+    OWNER = "owner", "an owner of the tenant"
+    ADMINISTRATOR = "administrator", "an administrator"
+
+
+class LatencyClass(models.TextChoices):
+    """Whether somebody waits for the answers."""
+
+    INTERACTIVE = "interactive", "interactive: somebody waits for the answers"
+    BATCH = "batch", "batch: may wait while interactive calls do"
+
+
+# The weight of who was given none. Twice the weight is twice the share of a busy fleet.
+ORDINARY_WEIGHT = 100
+WEIGHTS = [MinValueValidator(1), MaxValueValidator(10_000)]
+
+
 class Tenant(Archivable):
     """A team or customer: what keys belong to, what limits and bills are about."""
 
     name = models.CharField(max_length=100, unique=True)
     enabled = models.BooleanField(default=True, help_text="Off: all keys of this tenant stop working at once.")
+    latency_class = models.CharField(
+        max_length=11,
+        choices=LatencyClass,
+        default=LatencyClass.INTERACTIVE,
+        db_default=LatencyClass.INTERACTIVE,
+        help_text="Of its keys that say nothing else. Keys of a batch tenant are batch, whatever they say.",
+    )
+    weight = models.PositiveSmallIntegerField(
+        default=ORDINARY_WEIGHT,
+        db_default=ORDINARY_WEIGHT,
+        validators=WEIGHTS,
+        help_text="Its share of a busy fleet, compared with other tenants: 200 gets twice as much as 100.",
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
         ordering = ["name"]
-        constraints = [models.CheckConstraint(condition=~Q(name=""), name="tenant_has_a_name")]
+        constraints = [
+            models.CheckConstraint(condition=~Q(name=""), name="tenant_has_a_name"),
+            models.CheckConstraint(condition=Q(weight__gte=1), name="tenant_weight_positive"),
+            models.CheckConstraint(
+                condition=Q(latency_class__in=("interactive", "batch")), name="tenant_latency_class_known"
+            ),
+        ]
 
     def __str__(self) -> str:
         return self.name

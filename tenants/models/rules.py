@@ -2,10 +2,12 @@
 
 from contextlib import suppress
 from ipaddress import ip_network
+from typing import Self
 
 from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import Q
+from django.utils import timezone
 
 from tenants import money
 from tenants.models.keys import ApiKey
@@ -66,6 +68,18 @@ class IPRule(models.Model):
             raise ValidationError({"key": "Choose a tenant or a key, not both."})
 
 
+class LimitQuerySet(models.QuerySet["Limit"]):
+    def of_key(self, key: ApiKey) -> Self:
+        """All rows that may hold for calls of a key; which defaults its own replace is proxy/snapshot.py's to say."""
+        user = Q(scope="user", user=key.user_id) & (Q(managed_by=None) | Q(managed_by=key.tenant_id))
+        return self.filter(
+            Q(scope__in=("default", "address"))
+            | Q(scope="key", key=key.pk)
+            | Q(scope="tenant", tenant=key.tenant_id)
+            | (user if key.user_id else Q(pk__in=()))
+        )
+
+
 class Limit(models.Model):
     """How much of one thing, in one window, for one scope. Limits of outer scopes hold as well."""
 
@@ -104,7 +118,33 @@ class Limit(models.Model):
     window_seconds = models.PositiveIntegerField(null=True, blank=True)
     amount = models.PositiveBigIntegerField(help_text="Cost: in nano-units. 0 refuses everything.")
     mode = models.CharField(max_length=10, choices=Mode, default=Mode.ENFORCE)
+    override_amount = models.PositiveBigIntegerField(
+        null=True,
+        blank=True,
+        help_text="Holds in place of the amount until the moment below.",
+    )
+    override_until = models.DateTimeField(
+        "until", null=True, blank=True, help_text="From then on the amount above holds again."
+    )
+    alert = models.BooleanField(
+        "alerts",
+        default=False,
+        db_default=False,
+        help_text="Tell the people concerned, and webhooks, when 80 % and 100 % are used. Calendar hours, days and "
+        "months only.",
+    )
+    managed_by = models.ForeignKey(
+        Tenant,
+        on_delete=models.CASCADE,
+        null=True,
+        blank=True,
+        editable=False,
+        related_name="limits_managed",
+        help_text="Whose owners made it and may change it. Empty: an administrator's.",
+    )
     created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = LimitQuerySet.as_manager()
 
     class Meta:
         constraints = [
@@ -132,6 +172,20 @@ class Limit(models.Model):
                 condition=Q(window__in=("seconds", "minute", "hour", "day", "month", "none")), name="limit_window_known"
             ),
             models.CheckConstraint(condition=Q(mode__in=("enforce", "shadow")), name="limit_mode_known"),
+            models.CheckConstraint(
+                condition=Q(override_amount=None, override_until=None)
+                | Q(override_amount__isnull=False, override_until__isnull=False),
+                name="limit_override_has_an_end",
+                violation_error_message="An override has an amount and an end.",
+            ),
+            models.CheckConstraint(
+                condition=Q(alert=False) | (Q(window__in=("hour", "day", "month")) & ~Q(scope="address")),
+                name="limit_alerts_for_calendar_windows",
+                violation_error_message="Alerts go with calendar hours, days and months, and not with addresses.",
+            ),
+            models.CheckConstraint(
+                condition=Q(managed_by=None) | Q(scope__in=("tenant", "user", "key")), name="limit_managed_has_subject"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -139,6 +193,10 @@ class Limit(models.Model):
         amount = money.shown(self.amount) if self.metric == self.Metric.COST else self.amount
         per = "" if self.metric == self.Metric.CONCURRENT else f" per {window}"
         return f"{amount} {self.metric}{per} for {self.subject}"
+
+    @property
+    def override_holds(self) -> bool:
+        return self.override_until is not None and self.override_until > timezone.now()
 
     @property
     def subject(self) -> str:
@@ -154,3 +212,10 @@ class Limit(models.Model):
             raise ValidationError({"window": "Concurrent calls have no window, every other metric has one."})
         if (self.window == self.Window.SECONDS) != bool(self.window_seconds):
             raise ValidationError({"window_seconds": "Give a number of seconds for a rolling window, and only there."})
+        self._clean_override()
+
+    def _clean_override(self) -> None:
+        if (self.override_amount is None) != (self.override_until is None):
+            raise ValidationError({"override_amount": "Give an amount and the moment it ends, or neither."})
+        if self.override_amount is not None and self.amount is not None and self.override_amount <= self.amount:
+            raise ValidationError({"override_amount": "An override raises the amount. To lower it, change the amount."})
