@@ -1,6 +1,7 @@
 from tenants.models.first_run import SetupLink
 from tenants.models.invitations import Invitation
 from tenants.models.keys import ApiKey, ApiKeyLastUsed
+from tenants.models.management_tokens import KeptAnswer, ManagementToken, ManagementTokenLastUsed
 from tenants.models.people import Authority, LatencyClass, Membership, Role, Tenant, User
 from tenants.models.rules import IPRule, Limit
 from tenants.models.shown_once import ShownOnce
@@ -11,8 +12,11 @@ __all__ = [
     "Authority",
     "IPRule",
     "Invitation",
+    "KeptAnswer",
     "LatencyClass",
     "Limit",
+    "ManagementToken",
+    "ManagementTokenLastUsed",
     "Membership",
     "Role",
     "SetupLink",
