@@ -7,10 +7,13 @@ END = b"0\r\n\r\n"
 
 
 class Connection(asyncio.Protocol):
-    """Sends the next request as soon as an answer is whole: by Content-Length, or at the last chunk."""
+    """Sends the next request when an answer is whole (by Content-Length, or at the last chunk) and it is due."""
 
-    def __init__(self, request: bytes, remaining: list[int], done: asyncio.Event) -> None:
+    def __init__(self, request: bytes, remaining: list[int], done: asyncio.Event, gap: float) -> None:
+        """`gap`: seconds from one request to the next, as long as answers come in time; 0: without a pause."""
         self.request = request
+        self.gap = gap
+        self.due = 0.0
         self.remaining = remaining
         self.done = done
         self.buffer = b""
@@ -57,25 +60,35 @@ class Connection(asyncio.Protocol):
 
     def answered(self) -> None:
         self.answers += 1
-        self.send()
+        if not self.gap:
+            self.send()
+            return
+        loop = asyncio.get_running_loop()
+        self.due = (self.due or loop.time()) + self.gap
+        loop.call_at(self.due, self.send)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.done.set()
 
 
-async def run(url: str, path: str, body: bytes, key: str, *, requests: int, connections: int) -> int:
-    """Sends so many requests over so many connections; returns how many reads brought bytes."""
+async def run(url: str, path: str, body: bytes, key: str, *, requests: int, connections: int, rate: float = 0.0) -> int:
+    """Sends so many requests over so many connections; returns how many reads brought bytes.
+
+    `rate`: requests a second, all connections together; 0: each as soon as the one before it is answered.
+    """
     parts = urlsplit(url)
     head = f"POST {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Length: {len(body)}\r\n"
     head += f"Content-Type: application/json\r\nAuthorization: Bearer {key}\r\nUser-Agent: bench\r\n\r\n"
     remaining = [requests]
     loop = asyncio.get_running_loop()
+    gap = connections / rate if rate else 0.0
     pairs = []
     for _ in range(connections):
         done = asyncio.Event()
         _, connection = await loop.create_connection(
-            lambda done=done: Connection(head.encode() + body, remaining, done), parts.hostname, parts.port
+            lambda done=done: Connection(head.encode() + body, remaining, done, gap), parts.hostname, parts.port
         )
+        await asyncio.sleep(gap / connections)  # or all of them would send at the same moments
         pairs.append((connection, done))
     for _, done in pairs:
         await done.wait()
