@@ -45,6 +45,8 @@ def readyz(request: HttpRequest) -> HttpResponse:
 @require_safe
 @for_metrics_networks
 def metrics(request: HttpRequest) -> HttpResponse:
+    if not settings.METRICS_ENABLED:
+        return HttpResponse(status=404)
     if settings.METRICS_PORT and request.META["SERVER_PORT"] != str(settings.METRICS_PORT):
         return HttpResponse(status=404)
     return ExportToDjangoView(request)

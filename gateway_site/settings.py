@@ -10,6 +10,7 @@ import dj_database_url
 from django.core.exceptions import ImproperlyConfigured
 
 from gateway_site import environment as env
+from proxy.config_json import reading as config_json
 from proxy.configuration import Configuration
 from proxy.cors import check_patterns
 
@@ -18,13 +19,25 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 _DATA_HOME = BASE_DIR / "data" if (BASE_DIR / "manage.py").exists() else Path("~/.local/share/ollama-gateway")
 DATA_DIR = Path(env.text("DATA_DIR", str(_DATA_HOME))).expanduser().resolve()
 
+# config.json of another gateway (docs/switching.md), by default where its container has it: what it says of addresses,
+# logs and metrics are our defaults, and variables go first. Its servers, keys and rules are imported by `serve`.
+_MOUNTED = Path("/config.json")
+CONFIG_FILE = env.text("CONFIG_FILE") or (str(_MOUNTED) if _MOUNTED.exists() else "")
+try:
+    CONFIG_JSON = config_json.without_keys(config_json.read(CONFIG_FILE) if CONFIG_FILE else config_json.ConfigJson())
+except config_json.BadConfig as exc:
+    raise ImproperlyConfigured(f"CONFIG_FILE={CONFIG_FILE!r}: {exc}") from None
+_FILE = config_json.defaults_of(CONFIG_JSON)
+
 DEBUG = env.flag("DEBUG", False)
 SECRET_KEY = env.kept_secret("SECRET_KEY", DATA_DIR)
 # Protects the pages; calls accept any well-formed Host, because keys protect them.
 ALLOWED_HOSTS = env.items("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
 CSRF_TRUSTED_ORIGINS = env.items("CSRF_TRUSTED_ORIGINS")
 # OLLAMA_… are the names that users of other proxies know; our own go first.
-PORT = env.port("PORT", env.port("OLLAMA_PROXY_PORT", 8080))
+PORT = env.port("PORT", env.port("OLLAMA_PROXY_PORT", _FILE.port))
+# Where `serve` listens unless it is told otherwise.
+HOST = _FILE.host
 SITE_URL = env.text("SITE_URL", f"http://localhost:{PORT}").rstrip("/")
 HTTPS = SITE_URL.startswith("https://")
 # The address that people use is ours, and so are its forms, whatever a proxy that ends TLS makes of them.
@@ -269,14 +282,15 @@ TRUSTED_PROXIES = env.networks("TRUSTED_PROXIES")
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 # Not behind a proxy that is not believed: all it brings looks like http, and would be redirected for ever.
 SECURE_SSL_REDIRECT = HTTPS and bool(TRUSTED_PROXIES)
+METRICS_ENABLED = env.flag("METRICS_ENABLED", _FILE.metrics_enabled)
 # Who may read /metrics besides loopback.
 METRICS_NETWORKS = env.networks("METRICS_NETWORKS", "127.0.0.0/8,::1/128")
 METRICS_PATH = env.matching(
-    "METRICS_PATH", "/metrics", r"/(?!api/|v1/|k/|admin/)[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", "/metrics"
+    "METRICS_PATH", _FILE.metrics_path, r"/(?!api/|v1/|k/|admin/)[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", "/metrics"
 )
 # A port of its own, on the address of the gateway; 0: on the gateway's own port.
 METRICS_PORT = env.port("METRICS_PORT", env.port("OLLAMA_METRICS_PORT", 0))
-METRICS_NAMESPACE = env.matching("METRICS_NAMESPACE", "gateway", r"[A-Za-z_][A-Za-z0-9_]*", "gateway")
+METRICS_NAMESPACE = env.matching("METRICS_NAMESPACE", _FILE.metrics_namespace, r"[A-Za-z_][A-Za-z0-9_]*", "gateway")
 # Machines inside ask over plain http, whatever people use.
 SECURE_REDIRECT_EXEMPT = [r"^livez$", r"^readyz$", f"^{re.escape(METRICS_PATH[1:])}$"]
 
@@ -295,7 +309,7 @@ GATEWAY = Configuration(
     spool_max_bytes=env.integer("SPOOL_MAX_BYTES", 1 << 30, minimum=1 << 20),
     key_pepper=KEY_PEPPER,
     key_pepper_fallbacks=tuple(KEY_PEPPER_FALLBACKS),
-    auth_header=env.text("AUTH_HEADER", "Authorization").lower().encode("ascii"),
+    auth_header=env.text("AUTH_HEADER", _FILE.auth_header).lower().encode("ascii"),
     trusted_proxies=TRUSTED_PROXIES,
     time_zone=TIME_ZONE,
     redis_url=REDIS_URL,
@@ -317,7 +331,7 @@ GATEWAY = Configuration(
     db_grace_seconds=env.seconds("DB_GRACE_SECONDS", 600),
     drain_seconds=env.seconds("DRAIN_SECONDS", 30),
     failed_credentials_per_minute=env.integer("FAILED_CREDENTIALS_PER_MINUTE", 30, minimum=1),
-    access_log=env.flag("ACCESS_LOG", False),
+    access_log=env.flag("ACCESS_LOG", _FILE.access_log),
     site_url=env.text("SITE_URL").rstrip("/"),
     cors_origins=CORS_ORIGINS,
     host_names=tuple(ALLOWED_HOSTS),
@@ -325,7 +339,7 @@ GATEWAY = Configuration(
     cache_ttl_seconds=env.integer("CACHE_TTL_SECONDS", 3600, minimum=1),
 )
 
-LOG_LEVEL = env.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"))
+LOG_LEVEL = env.choice("LOG_LEVEL", _FILE.log_level, ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"))
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,

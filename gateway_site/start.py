@@ -10,6 +10,8 @@ from django.db.models import Q
 from django.utils import timezone
 
 from proxy import default_backend
+from proxy.config_json.importing import import_file
+from proxy.config_json.reading import BadConfig
 from proxy.default_models import SEEDS
 from proxy.models import DefaultModels, ModelAlias
 from tenants.keys import create_key
@@ -53,12 +55,33 @@ def take_over_environment(upstream: str, host: str, port: int) -> None:
             default_backend.own(url)
         except ValidationError as exc:
             raise ImproperlyConfigured(f"{said}: {' '.join(exc.messages)}") from None
+        import_config_file(host, port)
         return
     default_backend.let_go()
+    import_config_file(host, port)
     # A gateway in Ollama's place has Ollama behind it, one port further.
     behind = default_backend.MOVED_PORT if port == default_backend.OLLAMA_PORT else default_backend.OLLAMA_PORT
     if default_backend.begin_with(f"http://127.0.0.1:{behind}"):
         logger.info("The first backend is http://127.0.0.1:%d; change it in the admin, or name one: --upstream", behind)
+
+
+def import_config_file(host: str, port: int) -> None:
+    """Brings what a mounted config.json says into the tables. Raises ImproperlyConfigured."""
+    if not settings.CONFIG_FILE:
+        return
+
+    def refuse(url: str) -> None:
+        if default_backend.leads_to_us(url, host, port):
+            raise ValueError("this is the gateway itself. Name an Ollama server, or have the gateway listen elsewhere.")
+
+    try:
+        report = import_file(settings.CONFIG_FILE, refuse_server=refuse)
+    except BadConfig as exc:
+        raise ImproperlyConfigured(f"{settings.CONFIG_FILE}: {exc}") from None
+    except ValidationError as exc:
+        raise ImproperlyConfigured(f"{settings.CONFIG_FILE}: {' '.join(exc.messages)}") from None
+    for field, text in report.lines:
+        logger.info("%s: %s: %s", settings.CONFIG_FILE, field, text)
 
 
 def _upstream(flag: str) -> tuple[str, str]:

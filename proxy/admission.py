@@ -10,7 +10,7 @@ from proxy.errors import BadRequest, Forbidden, NotFound, Refusal, Unauthorized
 from proxy.model_names import MAX_LENGTH, InvalidModelName
 from proxy.routes import Right, Route
 from proxy.snapshot import Key, KeyRow, Model, Snapshot
-from tenants.keys import digest, has_our_form
+from tenants.keys import digest, has_our_form, without_padding
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -125,9 +125,12 @@ class Admission:
 
     def _digests(self, snapshot: Snapshot, credential: bytes) -> Iterator[bytes]:
         """Of the whole key, by each pepper; what has not our form is not even digested, unless keys were imported."""
-        if has_our_form(credential) or (snapshot.tables.foreign_keys and 16 <= len(credential) <= 256):
-            for pepper in self.peppers:
-                yield digest(credential, pepper)
+        if not has_our_form(credential):
+            if not (snapshot.tables.foreign_keys and 16 <= len(credential) <= 256):
+                return
+            credential = without_padding(credential)
+        for pepper in self.peppers:
+            yield digest(credential, pepper)
 
     def explain(
         self, snapshot: Snapshot, headers: Headers, now: float, path_key: bytes | None = None

@@ -56,6 +56,26 @@ def has_our_form(key: bytes) -> bool:
     return number == zlib.crc32(key[:-CHECKSUM_LENGTH])
 
 
+def without_padding(key: bytes) -> bytes:
+    """The form in which keys of other proxies are digested: they may be sent with or without the "=" of base64."""
+    return key.rstrip(b"=")
+
+
+def digests(key: str) -> list[bytes]:
+    """Of a key, ours or another proxy's, by each pepper of this installation: the first is that of new rows."""
+    raw = key.encode()
+    meant = raw if has_our_form(raw) else without_padding(raw)
+    return [digest(meant, pepper) for pepper in (settings.KEY_PEPPER, *settings.KEY_PEPPER_FALLBACKS)]
+
+
+def adopt(row: ApiKey, clear_text: str) -> None:
+    """Gives a row a secret that exists already, in whatever form. The row is not saved."""
+    raw = clear_text.encode()
+    row.imported = not has_our_form(raw)
+    row.digest = digests(clear_text)[0]
+    row.prefix = make_clear_text()[0] if row.imported else clear_text[4 : 4 + PREFIX_LENGTH]
+
+
 def digest(key: bytes, pepper: bytes) -> bytes:
     """HMAC-SHA256 of a whole key."""
     # 256 random bits need no salt and no slow hash: there is nothing to guess.

@@ -50,6 +50,8 @@ class Result:
 class AdministrationCommand(BaseCommand):
     # A command that sets one row must not fail because of, or wait for, checks of everything else.
     requires_system_checks = []
+    # Whether its text is a report, whose lines it has made harmless itself.
+    several_lines = False
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         parser = super().create_parser(prog_name, subcommand, **kwargs)
@@ -59,7 +61,9 @@ class AdministrationCommand(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> str:
         with refusals(), transaction.atomic():
             result = self.administer(**options)
-        return result.as_json() if options["json"] else one_line(result.text)
+        if options["json"]:
+            return result.as_json()
+        return result.text if self.several_lines else one_line(result.text)
 
     def administer(self, **options: Any) -> Result:
         """Does it, inside a transaction. Raises Refused, WrongUsage or ValidationError."""

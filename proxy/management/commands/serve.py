@@ -28,7 +28,7 @@ class Command(BaseCommand):
     requires_system_checks = ["security", "urls"]
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--host", default="127.0.0.1", help="Address to listen on (default: %(default)s).")
+        parser.add_argument("--host", default=settings.HOST, help="Address to listen on (default: %(default)s).")
         parser.add_argument("--port", type=int, default=settings.PORT, help="Port (default: %(default)s).")
         parser.add_argument(
             "--listen",
