@@ -28,7 +28,7 @@ def normalise_backend_url(url: str) -> str:
         raise ValueError("The port must be a number from 1 to 65535.") from None
     if port == 0:
         raise ValueError("The port must be a number from 1 to 65535.")
-    if address is None and _is_disguised(host):
+    if address is None and is_disguised(host):
         raise ValueError("Write the address in its usual form, e.g. 127.0.0.1.")
     if address is not None:
         refuse_address(address)
@@ -45,7 +45,7 @@ _LOOPBACK = ip_address("::1")
 
 def refuse_address(address: IPv4Address | IPv6Address) -> None:
     """Raises ValueError for addresses no Ollama lives at; asked at save and again whenever a name is resolved."""
-    for meant in (address, *_carried(address)):
+    for meant in (address, *carried_addresses(address)):
         if (
             meant.is_link_local
             or meant.is_multicast
@@ -66,7 +66,7 @@ def _address(host: str) -> IPv4Address | IPv6Address | None:
     return None if "%" in host else address
 
 
-def _carried(address: IPv4Address | IPv6Address) -> list[IPv4Address]:
+def carried_addresses(address: IPv4Address | IPv6Address) -> list[IPv4Address]:
     """The IPv4 addresses that a packet to an IPv6 address may end at."""
     if isinstance(address, IPv4Address) or address == _LOOPBACK:
         return []
@@ -83,7 +83,7 @@ def validate_backend_url(value: str) -> None:
         raise ValidationError(str(exc)) from None
 
 
-def _is_disguised(host: str) -> bool:
+def is_disguised(host: str) -> bool:
     """Decimal, octal, hex or short forms (2130706433, 0x7f.1, 127.1) that resolvers turn into addresses."""
     last = host.rstrip(".").rpartition(".")[2]
     return last.isdigit() or last.lower().startswith("0x")

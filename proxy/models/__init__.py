@@ -1,3 +1,4 @@
+from proxy.models.alerts import Delivery, Duty, LimitAlert, Webhook
 from proxy.models.backends import Backend
 from proxy.models.cancellations import CallCancellation
 from proxy.models.catalogue import DefaultModels, ModelAlias, ModelPolicy
@@ -14,9 +15,13 @@ __all__ = [
     "ConfigImport",
     "ConfigRevision",
     "DefaultModels",
+    "Delivery",
+    "Duty",
+    "LimitAlert",
     "ModelAlias",
     "ModelJob",
     "ModelPolicy",
     "RefusalCount",
+    "Webhook",
     "WorkerReport",
 ]

@@ -6,92 +6,197 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('tenants', '0003_first_run'),
+        ("tenants", "0003_first_run"),
     ]
 
     operations = [
         migrations.AddField(
-            model_name='apikey',
-            name='latency_class',
-            field=models.CharField(blank=True, choices=[('interactive', 'interactive: somebody waits for the answers'), ('batch', 'batch: may wait while interactive calls do')], db_default='', default='', help_text='Empty: as the tenant.', max_length=11),
+            model_name="apikey",
+            name="latency_class",
+            field=models.CharField(
+                blank=True,
+                choices=[
+                    ("interactive", "interactive: somebody waits for the answers"),
+                    ("batch", "batch: may wait while interactive calls do"),
+                ],
+                db_default="",
+                default="",
+                help_text="Empty: as the tenant.",
+                max_length=11,
+            ),
         ),
         migrations.AddField(
-            model_name='apikey',
-            name='max_output_tokens_by',
-            field=models.CharField(choices=[('person', 'the person whose key it is'), ('owner', 'an owner of the tenant'), ('administrator', 'an administrator')], db_default='person', default='person', editable=False, help_text='Whoever stands below them may lower the most tokens, not raise it.', max_length=13),
+            model_name="apikey",
+            name="max_output_tokens_by",
+            field=models.CharField(
+                choices=[
+                    ("person", "the person whose key it is"),
+                    ("owner", "an owner of the tenant"),
+                    ("administrator", "an administrator"),
+                ],
+                db_default="person",
+                default="person",
+                editable=False,
+                help_text="Whoever stands below them may lower the most tokens, not raise it.",
+                max_length=13,
+            ),
         ),
         migrations.AddField(
-            model_name='apikey',
-            name='switched_off_by',
-            field=models.CharField(blank=True, choices=[('person', 'the person whose key it is'), ('owner', 'an owner of the tenant'), ('administrator', 'an administrator')], db_default='', default='', editable=False, help_text='Only they, and those above them, switch it on again.', max_length=13),
+            model_name="apikey",
+            name="switched_off_by",
+            field=models.CharField(
+                blank=True,
+                choices=[
+                    ("person", "the person whose key it is"),
+                    ("owner", "an owner of the tenant"),
+                    ("administrator", "an administrator"),
+                ],
+                db_default="",
+                default="",
+                editable=False,
+                help_text="Only they, and those above them, switch it on again.",
+                max_length=13,
+            ),
         ),
         migrations.AddField(
-            model_name='apikey',
-            name='weight',
-            field=models.PositiveSmallIntegerField(blank=True, help_text="Its share of what its tenant gets, compared with the tenant's other keys. Empty: 100.", null=True, validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(10000)]),
+            model_name="apikey",
+            name="weight",
+            field=models.PositiveSmallIntegerField(
+                blank=True,
+                help_text="Its share of what its tenant gets, compared with the tenant's other keys. Empty: 100.",
+                null=True,
+                validators=[
+                    django.core.validators.MinValueValidator(1),
+                    django.core.validators.MaxValueValidator(10000),
+                ],
+            ),
         ),
         migrations.AddField(
-            model_name='limit',
-            name='alert',
-            field=models.BooleanField(db_default=False, default=False, help_text='Tell the people concerned, and webhooks, when 80 % and 100 % are used. Calendar hours, days and months only.', verbose_name='alerts'),
+            model_name="limit",
+            name="alert",
+            field=models.BooleanField(
+                db_default=False,
+                default=False,
+                help_text="Tell the people concerned, and webhooks, when 80 % and 100 % are used. Calendar hours, days and months only.",
+                verbose_name="alerts",
+            ),
         ),
         migrations.AddField(
-            model_name='limit',
-            name='managed_by',
-            field=models.ForeignKey(blank=True, editable=False, help_text="Whose owners made it and may change it. Empty: an administrator's.", null=True, on_delete=django.db.models.deletion.CASCADE, related_name='limits_managed', to='tenants.tenant'),
+            model_name="limit",
+            name="managed_by",
+            field=models.ForeignKey(
+                blank=True,
+                editable=False,
+                help_text="Whose owners made it and may change it. Empty: an administrator's.",
+                null=True,
+                on_delete=django.db.models.deletion.CASCADE,
+                related_name="limits_managed",
+                to="tenants.tenant",
+            ),
         ),
         migrations.AddField(
-            model_name='limit',
-            name='override_amount',
-            field=models.PositiveBigIntegerField(blank=True, help_text='Holds in place of the amount until the moment beside. Written like the amount.', null=True),
+            model_name="limit",
+            name="override_amount",
+            field=models.PositiveBigIntegerField(
+                blank=True, help_text="Holds in place of the amount until the moment below.", null=True
+            ),
         ),
         migrations.AddField(
-            model_name='limit',
-            name='override_until',
-            field=models.DateTimeField(blank=True, help_text='From then on the amount above holds again.', null=True, verbose_name='until'),
+            model_name="limit",
+            name="override_until",
+            field=models.DateTimeField(
+                blank=True, help_text="From then on the amount above holds again.", null=True, verbose_name="until"
+            ),
         ),
         migrations.AddField(
-            model_name='tenant',
-            name='latency_class',
-            field=models.CharField(choices=[('interactive', 'interactive: somebody waits for the answers'), ('batch', 'batch: may wait while interactive calls do')], db_default='interactive', default='interactive', help_text='Of its keys that say nothing else. Keys of a batch tenant are batch, whatever they say.', max_length=11),
+            model_name="tenant",
+            name="latency_class",
+            field=models.CharField(
+                choices=[
+                    ("interactive", "interactive: somebody waits for the answers"),
+                    ("batch", "batch: may wait while interactive calls do"),
+                ],
+                db_default="interactive",
+                default="interactive",
+                help_text="Of its keys that say nothing else. Keys of a batch tenant are batch, whatever they say.",
+                max_length=11,
+            ),
         ),
         migrations.AddField(
-            model_name='tenant',
-            name='weight',
-            field=models.PositiveSmallIntegerField(db_default=100, default=100, help_text='Its share of a busy fleet, compared with other tenants: 200 gets twice as much as 100.', validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(10000)]),
+            model_name="tenant",
+            name="weight",
+            field=models.PositiveSmallIntegerField(
+                db_default=100,
+                default=100,
+                help_text="Its share of a busy fleet, compared with other tenants: 200 gets twice as much as 100.",
+                validators=[
+                    django.core.validators.MinValueValidator(1),
+                    django.core.validators.MaxValueValidator(10000),
+                ],
+            ),
         ),
         migrations.AddConstraint(
-            model_name='apikey',
-            constraint=models.CheckConstraint(condition=models.Q(('weight', None), ('weight__gte', 1), _connector='OR'), name='key_weight_positive'),
+            model_name="apikey",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("weight", None), ("weight__gte", 1), _connector="OR"), name="key_weight_positive"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='apikey',
-            constraint=models.CheckConstraint(condition=models.Q(('latency_class__in', ('', 'interactive', 'batch'))), name='key_latency_class_known'),
+            model_name="apikey",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("latency_class__in", ("", "interactive", "batch"))), name="key_latency_class_known"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='apikey',
-            constraint=models.CheckConstraint(condition=models.Q(('switched_off_by__in', ('', 'person', 'owner', 'administrator')), ('max_output_tokens_by__in', ['person', 'owner', 'administrator'])), name='key_authorities_known'),
+            model_name="apikey",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("switched_off_by__in", ("", "person", "owner", "administrator")),
+                    ("max_output_tokens_by__in", ["person", "owner", "administrator"]),
+                ),
+                name="key_authorities_known",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='limit',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('override_amount', None), ('override_until', None)), models.Q(('override_amount__isnull', False), ('override_until__isnull', False)), _connector='OR'), name='limit_override_has_an_end', violation_error_message='An override has an amount and an end.'),
+            model_name="limit",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("override_amount", None), ("override_until", None)),
+                    models.Q(("override_amount__isnull", False), ("override_until__isnull", False)),
+                    _connector="OR",
+                ),
+                name="limit_override_has_an_end",
+                violation_error_message="An override has an amount and an end.",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='limit',
-            constraint=models.CheckConstraint(condition=models.Q(('alert', False), models.Q(('window__in', ('hour', 'day', 'month')), models.Q(('scope', 'address'), _negated=True)), _connector='OR'), name='limit_alerts_for_calendar_windows', violation_error_message='Alerts go with calendar hours, days and months, and not with addresses.'),
+            model_name="limit",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("alert", False),
+                    models.Q(("window__in", ("hour", "day", "month")), models.Q(("scope", "address"), _negated=True)),
+                    _connector="OR",
+                ),
+                name="limit_alerts_for_calendar_windows",
+                violation_error_message="Alerts go with calendar hours, days and months, and not with addresses.",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='limit',
-            constraint=models.CheckConstraint(condition=models.Q(('managed_by', None), ('scope__in', ('tenant', 'user', 'key')), _connector='OR'), name='limit_managed_has_subject'),
+            model_name="limit",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("managed_by", None), ("scope__in", ("tenant", "user", "key")), _connector="OR"),
+                name="limit_managed_has_subject",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='tenant',
-            constraint=models.CheckConstraint(condition=models.Q(('weight__gte', 1)), name='tenant_weight_positive'),
+            model_name="tenant",
+            constraint=models.CheckConstraint(condition=models.Q(("weight__gte", 1)), name="tenant_weight_positive"),
         ),
         migrations.AddConstraint(
-            model_name='tenant',
-            constraint=models.CheckConstraint(condition=models.Q(('latency_class__in', ('interactive', 'batch'))), name='tenant_latency_class_known'),
+            model_name="tenant",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("latency_class__in", ("interactive", "batch"))), name="tenant_latency_class_known"
+            ),
         ),
     ]
