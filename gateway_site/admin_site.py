@@ -38,7 +38,7 @@ GROUPS = (
         "account.EmailAddress", "mfa.Authenticator", "socialaccount.SocialAccount", "auth.Group",
     )),
     Group("operation", "Operation", "The gateway itself.", (
-        "proxy.WorkerReport", "proxy.ConfigRevision", "admin.LogEntry",
+        "tenants.AuditEntry", "proxy.WorkerReport", "proxy.ConfigRevision", "admin.LogEntry",
     )),
 )  # fmt: skip
 OTHERS = Group("more", "More", "", ())

@@ -8,7 +8,10 @@ class TenantsConfig(AppConfig):
 
     def ready(self) -> None:
         from tenants.announcements import announce_row
+        from tenants.audited import track_tables
         from tenants.models import ApiKey, IPRule, Limit, Tenant, User
+
+        track_tables()
 
         for model in (ApiKey, IPRule, Limit, Tenant, User):
             post_save.connect(announce_row, sender=model, dispatch_uid=f"announce {model.__name__}")

@@ -1,3 +1,4 @@
+from tenants.models.audit import AuditEntry
 from tenants.models.first_run import SetupLink
 from tenants.models.invitations import Invitation
 from tenants.models.keys import ApiKey, ApiKeyLastUsed
@@ -9,6 +10,7 @@ from tenants.models.shown_once import ShownOnce
 __all__ = [
     "ApiKey",
     "ApiKeyLastUsed",
+    "AuditEntry",
     "Authority",
     "IPRule",
     "Invitation",

@@ -29,7 +29,7 @@ from proxy.models import (
 )
 from tenants.invitations import invite
 from tenants.keys import PATTERN, digest
-from tenants.models import ApiKey, ApiKeyLastUsed, IPRule, Limit, Membership, Tenant, User
+from tenants.models import ApiKey, ApiKeyLastUsed, AuditEntry, IPRule, Limit, Membership, Tenant, User
 from tests.factories import (
     NOON,
     PASSWORD,
@@ -48,7 +48,9 @@ from usage.rollups import rebuild
 pytestmark = pytest.mark.django_db
 
 OURS = list(admin.site._registry)
-READ_ONLY = [UsageRecord, UsageBucket, DailyUsage, ConfigRevision, WorkerReport, RefusalCount, ModelJob, LogEntry]
+READ_ONLY = [
+    UsageRecord, UsageBucket, DailyUsage, ConfigRevision, WorkerReport, RefusalCount, ModelJob, LogEntry, AuditEntry,
+]  # fmt: skip
 # What machines write too, but may be taken away.
 NOT_WRITTEN = [Authenticator, SocialAccount]
 # Invitations are made by a form, and then only withdrawn.
