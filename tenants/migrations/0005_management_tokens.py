@@ -2,70 +2,127 @@
 
 import django.db.models.deletion
 import django.utils.timezone
-import tenants.models.management_tokens
 from django.conf import settings
 from django.db import migrations, models
 
+import tenants.models.management_tokens
+
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('tenants', '0004_governance'),
+        ("tenants", "0004_governance"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='ManagementToken',
+            name="ManagementToken",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(help_text='What it is used for, e.g. “Terraform”.', max_length=100)),
-                ('prefix', models.CharField(editable=False, help_text='The public part of the token.', max_length=16, unique=True)),
-                ('digest', models.BinaryField(max_length=32, unique=True)),
-                ('scopes', models.JSONField(default=list, help_text='What it may be used for.', validators=[tenants.models.management_tokens.validate_scopes])),
-                ('expires_at', models.DateTimeField(blank=True, help_text='Empty: never.', null=True)),
-                ('revoked_at', models.DateTimeField(editable=False, null=True)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('created_by', models.ForeignKey(editable=False, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('tenant', models.ForeignKey(blank=True, help_text='It reaches this tenant alone. Empty: all that its user reaches.', null=True, on_delete=django.db.models.deletion.CASCADE, related_name='+', to='tenants.tenant')),
-                ('user', models.ForeignKey(help_text='Whose rights it has.', on_delete=django.db.models.deletion.CASCADE, related_name='management_tokens', to=settings.AUTH_USER_MODEL)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("name", models.CharField(help_text="What it is used for, e.g. “Terraform”.", max_length=100)),
+                (
+                    "prefix",
+                    models.CharField(
+                        editable=False, help_text="The public part of the token.", max_length=16, unique=True
+                    ),
+                ),
+                ("digest", models.BinaryField(max_length=32, unique=True)),
+                (
+                    "scopes",
+                    models.JSONField(
+                        default=list,
+                        help_text="What it may be used for.",
+                        validators=[tenants.models.management_tokens.validate_scopes],
+                    ),
+                ),
+                ("expires_at", models.DateTimeField(blank=True, help_text="Empty: never.", null=True)),
+                ("revoked_at", models.DateTimeField(editable=False, null=True)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                (
+                    "created_by",
+                    models.ForeignKey(
+                        editable=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "tenant",
+                    models.ForeignKey(
+                        blank=True,
+                        help_text="It reaches this tenant alone. Empty: all that its user reaches.",
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="+",
+                        to="tenants.tenant",
+                    ),
+                ),
+                (
+                    "user",
+                    models.ForeignKey(
+                        help_text="Whose rights it has.",
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="management_tokens",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'management token',
+                "verbose_name": "management token",
             },
         ),
         migrations.CreateModel(
-            name='ManagementTokenLastUsed',
+            name="ManagementTokenLastUsed",
             fields=[
-                ('token', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, primary_key=True, related_name='last_used', serialize=False, to='tenants.managementtoken')),
-                ('at', models.DateTimeField()),
+                (
+                    "token",
+                    models.OneToOneField(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        primary_key=True,
+                        related_name="last_used",
+                        serialize=False,
+                        to="tenants.managementtoken",
+                    ),
+                ),
+                ("at", models.DateTimeField()),
             ],
         ),
         migrations.CreateModel(
-            name='KeptAnswer',
+            name="KeptAnswer",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('key', models.BinaryField(max_length=32)),
-                ('request', models.BinaryField(max_length=32)),
-                ('status', models.PositiveSmallIntegerField(null=True)),
-                ('answer', models.JSONField(null=True)),
-                ('created_at', models.DateTimeField(default=django.utils.timezone.now)),
-                ('token', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to='tenants.managementtoken')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("key", models.BinaryField(max_length=32)),
+                ("request", models.BinaryField(max_length=32)),
+                ("status", models.PositiveSmallIntegerField(null=True)),
+                ("answer", models.JSONField(null=True)),
+                ("created_at", models.DateTimeField(default=django.utils.timezone.now)),
+                (
+                    "token",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="+", to="tenants.managementtoken"
+                    ),
+                ),
             ],
         ),
         migrations.AddIndex(
-            model_name='managementtoken',
-            index=models.Index(fields=['user', '-created_at'], name='token_user_recent'),
+            model_name="managementtoken",
+            index=models.Index(fields=["user", "-created_at"], name="token_user_recent"),
         ),
         migrations.AddConstraint(
-            model_name='managementtoken',
-            constraint=models.CheckConstraint(condition=models.Q(('expires_at', None), ('expires_at__gt', models.F('created_at')), _connector='OR'), name='token_expires_after_creation', violation_error_message='A token expires after it was created.'),
+            model_name="managementtoken",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("expires_at", None), ("expires_at__gt", models.F("created_at")), _connector="OR"),
+                name="token_expires_after_creation",
+                violation_error_message="A token expires after it was created.",
+            ),
         ),
         migrations.AddIndex(
-            model_name='keptanswer',
-            index=models.Index(fields=['created_at'], name='answer_kept_since'),
+            model_name="keptanswer",
+            index=models.Index(fields=["created_at"], name="answer_kept_since"),
         ),
         migrations.AddConstraint(
-            model_name='keptanswer',
-            constraint=models.UniqueConstraint(fields=('token', 'key'), name='answer_kept_once'),
+            model_name="keptanswer",
+            constraint=models.UniqueConstraint(fields=("token", "key"), name="answer_kept_once"),
         ),
     ]

@@ -6,7 +6,6 @@ from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.core.exceptions import PermissionDenied
-from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
@@ -14,9 +13,9 @@ from django.urls import URLPattern, path
 from django.utils import timezone
 from django.views.decorators.http import require_POST
 
-from tenants import invitations, rate_limits
+from tenants import invitations, memberships, rate_limits
 from tenants.forms import InvitationForm
-from tenants.models import ApiKey, Invitation, Membership, Role, Tenant
+from tenants.models import Invitation, Membership, Role, Tenant
 from tenants.rate_limits import limited
 from tenants.requests import PersonRequest
 
@@ -80,13 +79,8 @@ def change_role(request: PersonRequest, pk: int) -> HttpResponse:
     role = request.POST.get("role")
     if role not in Role.values:
         raise PermissionDenied("There is no such role.")
-    with transaction.atomic():
-        membership = _membership(request, pk)
-        if membership.role == Role.OWNER != role:
-            _not_the_last_owner(membership)
-        membership.role = role
-        membership.save(update_fields=["role"])
-        off = _keys_of(membership).update(enabled=False) if role == Role.VIEWER else 0
+    membership = _membership(request, pk)
+    off = memberships.change_role(membership, role)
     messages.success(
         request,
         f"{membership.user} is now {role} of {membership.tenant}." + (f" Keys switched off: {off}." if off else ""),
@@ -98,14 +92,10 @@ def change_role(request: PersonRequest, pk: int) -> HttpResponse:
 def remove(request: PersonRequest, pk: int) -> HttpResponse:
     membership = _membership(request, pk)
     if request.method == "POST":
-        with transaction.atomic():
-            if membership.role == Role.OWNER:
-                _not_the_last_owner(membership)
-            count = _keys_of(membership).revoke()
-            membership.delete()
+        count = memberships.remove(membership)
         messages.success(request, f"{membership.user} is out of {membership.tenant}. Keys revoked: {count}.")
         return redirect("people" if request.user.tenants_owned().exists() else "home")
-    context = {"membership": membership, "keys": _keys_of(membership).filter(revoked_at=None).count()}
+    context = {"membership": membership, "keys": memberships.keys_of(membership).filter(revoked_at=None).count()}
     return render(request, "tenants/people/remove.html", context)
 
 
@@ -130,14 +120,3 @@ def _governed(request: PersonRequest) -> QuerySet[Tenant]:
 def _membership(request: PersonRequest, pk: int) -> Membership:
     rows = Membership.objects.select_related("tenant", "user").filter(tenant__in=_governed(request))
     return get_object_or_404(rows, pk=pk)
-
-
-def _not_the_last_owner(membership: Membership) -> None:
-    # The tenant's row is locked, so that two owners cannot remove each other at the same time.
-    Tenant.objects.select_for_update().get(pk=membership.tenant_id)
-    if not Membership.objects.filter(tenant=membership.tenant_id, role=Role.OWNER).exclude(pk=membership.pk).exists():
-        raise PermissionDenied(f"{membership.user} is the last owner of {membership.tenant}. Make another one first.")
-
-
-def _keys_of(membership: Membership) -> QuerySet[ApiKey]:
-    return ApiKey.objects.filter(tenant=membership.tenant_id, user=membership.user_id)
