@@ -312,6 +312,9 @@ except ValueError as exc:
 # Several workers count limits together in Redis; without it they may run only where that is accepted.
 LIMITS_PER_WORKER = env.flag("LIMITS_PER_WORKER", False)
 
+# Tenants' owners choose where webhooks lead: to public addresses, and to these networks.
+WEBHOOK_NETWORKS = env.networks("WEBHOOK_NETWORKS")
+
 GATEWAY = Configuration(
     spool_dir=Path(env.text("SPOOL_DIR", str(DATA_DIR / "spool"))),
     spool_max_bytes=env.integer("SPOOL_MAX_BYTES", 1 << 30, minimum=1 << 20),

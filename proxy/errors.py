@@ -86,6 +86,9 @@ class UnsupportedEncoding(Refusal):
 class TooManyRequests(Refusal):
     status = 429
 
+    # (id of the limit, its counter) where somebody wants to be told that it is used up.
+    ran_out: tuple[int, str] | None = None
+
 
 class InternalError(Refusal):
     """The last resort: always a bug of ours."""

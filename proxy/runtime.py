@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 from proxy import metrics
 from proxy.admission import Admission
+from proxy.alerts.watch import AlertsWatch
 from proxy.call import Call, Ids
 from proxy.client import Headers
 from proxy.clock import SteadyClock
 from proxy.configuration import Configuration
 from proxy.cors import Origins
 from proxy.credential_failures import CredentialFailures
-from proxy.errors import Forbidden, Interruption, Refusal, Unauthorized, Unavailable
+from proxy.errors import Forbidden, Interruption, Refusal, TooManyRequests, Unauthorized, Unavailable
 from proxy.fleet import Fleet
 from proxy.fleet.reports import BackendReports
 from proxy.headers import instance_mark
@@ -65,6 +66,7 @@ class Runtime:
         self.ledger: Ledger
         self.fleet: Fleet
         self.worker_reports = WorkerReports()
+        self.alerts = AlertsWatch()
         self._rules: RulesWatch
         self._backend_reports: BackendReports
         self._starting: asyncio.Future[None] | None = None
@@ -97,6 +99,7 @@ class Runtime:
         self._sweeper = asyncio.create_task(self._sweep_for_ever(), name="sweeper")
         self.board.start()
         self.worker_reports.start(self.ledger.run, self._status)
+        self.alerts.start()
         self._backend_reports = BackendReports(self.fleet.states)
         try:
             async with asyncio.timeout(START_PATIENCE):
@@ -184,6 +187,8 @@ class Runtime:
     def count_refusal(self, call: Call, headers: Headers, refusal: Refusal) -> None:
         """For the pages. After the answer, whose time must not tell a known key from an unknown one (A3)."""
         code, prefix = refusal.code, call.key.prefix if call.key is not None else ""
+        if isinstance(refusal, TooManyRequests) and refusal.ran_out is not None:
+            self.alerts.ran_out(*refusal.ran_out)
         if isinstance(refusal, Unauthorized | Forbidden) and code != "ip_denied" and self.snapshot is not None:
             cause, prefix = self.admission.explain(self.snapshot, headers, call.started_epoch, call.path_key)
             code = cause if code == "invalid_key" else code
@@ -260,6 +265,7 @@ class Runtime:
         await self.board.close()
         self.fleet.close()
         await self.worker_reports.close()
+        await asyncio.to_thread(self.alerts.stop)
         await self.limits.close()
         await self.ledger.close(5)
 

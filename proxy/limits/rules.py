@@ -175,6 +175,8 @@ def refusal(rule: Rule, window: Window, total: int, needed: int, wait: float, no
     )
     if never:
         made.headers[b"x-should-retry"] = b"false"
+    elif rule.alerts:
+        made.ran_out = rule.id, window.key
     return made
 
 
