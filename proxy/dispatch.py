@@ -128,7 +128,8 @@ class Dispatch:
         self._choose_price("")
         cost = cost_nano(call.price, prompt, call.output_cap, 0) if call.price else 0
         model = call.model.served.canonical if call.model is not None else ""
-        return call.id, call.key.rules, model, str(call.address), Amounts(prompt + call.output_cap, cost)
+        address = str(call.address) if call.key.rules else ""  # a microsecond and a half
+        return call.id, call.key.rules, model, address, Amounts(prompt + call.output_cap, cost)
 
     async def _reserve_shared(self, asked: Asked) -> None:
         call, runtime = self.call, self.runtime

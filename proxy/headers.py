@@ -41,7 +41,7 @@ def towards_backend(headers: Headers) -> bytes:
     """The client's headers that a backend may see, as bytes of a request head."""
     lines = b""
     for name, value in headers:
-        if name in _TO_BACKEND or (name[:1] in b"ao" and _in_a_family(name)):
+        if name in _TO_BACKEND or (name.startswith(_TO_BACKEND_FAMILIES) and _FAMILY_NAME.match(name)):
             if _VALUE.match(value):
                 lines += b"%b: %b\r\n" % (name, value)
         elif name == b"connection" and value != b"keep-alive":
@@ -49,10 +49,6 @@ def towards_backend(headers: Headers) -> bytes:
             named = {option.strip().lower() for _, options in headers if _ == name for option in options.split(b",")}
             return towards_backend([pair for pair in headers if pair[0] not in named and pair[0] != name])
     return lines
-
-
-def _in_a_family(name: bytes) -> bool:
-    return name.startswith(_TO_BACKEND_FAMILIES) and _FAMILY_NAME.match(name) is not None
 
 
 @lru_cache(maxsize=64)

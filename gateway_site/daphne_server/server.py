@@ -1,7 +1,6 @@
 """`manage.py serve --server daphne`: Daphne that drains. Its own answer to SIGTERM is to cut every stream."""
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -19,7 +18,14 @@ from gateway_site.daphne_server.requests import CappedFactory
 from gateway_site.server import Drainable, ServerOptions
 from gateway_site.server.connections import raise_descriptor_limit
 from gateway_site.server.listeners import CannotListen, close, listen
-from gateway_site.server.worker import FLUSH_SECONDS, FORCED_CLOSE_SECONDS, SAME_SIGNAL_SECONDS, announce, load
+from gateway_site.server.worker import (
+    FLUSH_SECONDS,
+    FORCED_CLOSE_SECONDS,
+    SAME_SIGNAL_SECONDS,
+    announce,
+    calm_collector,
+    load,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +104,7 @@ class DrainingServer(Server):  # type: ignore[misc]  # Daphne has no types
             self.runtime.listening([sock.getsockname()[:2] for sock in sockets])
             port = sockets[0].getsockname()[1]
             close(sockets)
-            gc.collect()
-            gc.freeze()  # as the workers of uvicorn do
+            calm_collector()
             announce(self.options.url(port))
             sweeping = asyncio.create_task(self.sweep_for_ever(), name="sweep")
             await self.stopping.wait()
