@@ -2,17 +2,29 @@
 
 from django.core.exceptions import DisallowedHost
 from django.db import DatabaseError
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.template.loader import render_to_string
+
+# Where an error is an object, as in management_api/errors.py.
+FOR_PROGRAMS = ("/manage/api/", "/config/")
+CODES = {400: "invalid_request", 403: "not_permitted", 404: "not_found"}
 
 
 def _page(request: HttpRequest, status: int, title: str, text: str) -> HttpResponse:
+    if request.path.startswith(FOR_PROGRAMS):
+        return _object(request, status, f"{title}. {text}")
     context = {"status": status, "title": title, "text": text, "request_id": getattr(request, "id", "")}
     try:
         page = render_to_string("error.html", context, request if status < 500 else None)
     except DatabaseError:  # who is signed in is not known then
         page = render_to_string("error.html", context)
     return HttpResponse(page, status=status)
+
+
+def _object(request: HttpRequest, status: int, message: str) -> HttpResponse:
+    """As the management API answers where a request does not get that far."""
+    error = {"code": CODES.get(status, "internal_error"), "message": message}
+    return JsonResponse({"error": error, "request_id": getattr(request, "id", "")}, status=status)
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:

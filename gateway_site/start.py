@@ -10,7 +10,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from proxy import default_backend
-from proxy.config_json.importing import import_file
+from proxy.config_json.importing import Report, import_file
 from proxy.config_json.reading import BadConfig
 from proxy.default_models import SEEDS
 from proxy.models import DefaultModels, ModelAlias
@@ -65,10 +65,13 @@ def take_over_environment(upstream: str, host: str, port: int) -> None:
         logger.info("The first backend is http://127.0.0.1:%d; change it in the admin, or name one: --upstream", behind)
 
 
-def import_config_file(host: str, port: int) -> None:
-    """Brings what a mounted config.json says into the tables. Raises ImproperlyConfigured."""
+def import_config_file(host: str, port: int) -> Report | None:
+    """Brings what a mounted config.json says into the tables. None where there is none. Raises ImproperlyConfigured.
+
+    `host`, `port`: where this process listens; 0: that is known by what running workers report.
+    """
     if not settings.CONFIG_FILE:
-        return
+        return None
 
     def refuse(url: str) -> None:
         if default_backend.leads_to_us(url, host, port):
@@ -82,6 +85,7 @@ def import_config_file(host: str, port: int) -> None:
         raise ImproperlyConfigured(f"{settings.CONFIG_FILE}: {' '.join(exc.messages)}") from None
     for field, text in report.lines:
         logger.info("%s: %s: %s", settings.CONFIG_FILE, field, text)
+    return report
 
 
 def _upstream(flag: str) -> tuple[str, str]:

@@ -3,6 +3,8 @@ from django.contrib import admin
 from django.urls import include, path
 
 from gateway_site import error_pages, health
+from gateway_site.management_api import api as management_api
+from gateway_site.management_api import config_paths
 from proxy import key_pages, setup_pages
 from proxy.live.views import live
 from tenants import sign_in
@@ -26,6 +28,8 @@ urlpatterns = [
     path("live/", live, name="live"),
     *people_and_keys(known),
     *setup_pages.urls(),
+    *management_api.urls(),
+    *config_paths.urls(),
     path("admin/login/", sign_in.admin_login),
     path("admin/", admin.site.urls),
     *sign_in.urlpatterns,

@@ -1,0 +1,58 @@
+"""Tenants. Deleting one archives it."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from django.db.models import QuerySet
+from pydantic import BaseModel, Field
+
+from gateway_site.management_api.fields import Body, Name
+from gateway_site.management_api.resources import Resource
+from gateway_site.management_api.tokens import Caller
+from tenants.models import Tenant
+
+LatencyClass = Literal["interactive", "batch"]
+Weight = Annotated[int, Field(ge=1, le=10_000, description="Its share of a busy fleet; 100 is ordinary.")]
+
+
+class NewTenant(Body):
+    name: Name
+    enabled: bool = True
+    latency_class: LatencyClass = "interactive"
+    weight: Weight = 100
+
+
+class ShownTenant(BaseModel):
+    id: int
+    name: str
+    enabled: bool
+    latency_class: str
+    weight: int
+    created_at: datetime
+
+
+class Tenants(Resource):
+    path, one, scope, model = "tenants", "tenant", "tenants:write", Tenant
+    New, Shown = NewTenant, ShownTenant
+    natural, compared = ("name",), ("enabled", "latency_class", "weight")
+
+    def rows(self, caller: Caller) -> QuerySet[Any]:
+        return caller.tenants_seen()
+
+    def may_create(self, caller: Caller, row: Any) -> None:
+        caller.require_everywhere("others")
+        super().may_create(caller, row)
+
+    def may_change(self, caller: Caller, row: Any, columns: Mapping[str, Any]) -> None:
+        caller.require_everywhere(
+            "others"
+        )  # not even its own: what a tenant is called and gets is no matter of its own
+        super().may_change(caller, row, columns)
+
+    def may_end(self, caller: Caller, row: Any) -> None:
+        caller.require_everywhere("others")
+        super().may_end(caller, row)
+
+    def end(self, caller: Caller, row: Any) -> None:
+        row.archive()
