@@ -9,7 +9,9 @@ from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
 from django.utils import timezone
 
-from tenants.models import ApiKey, Role, Tenant, User
+from tenants.authority import capped, may_cap_output
+from tenants.models import ApiKey, Authority, LatencyClass, Membership, Role, Tenant, User
+from tenants.models.people import WEIGHTS
 
 # Of the key before, after a rotation.
 OVERLAPS = {
@@ -27,10 +29,20 @@ class KeyForm(forms.Form):
     name = forms.CharField(max_length=100, help_text="What it is used for, e.g. “CI of the web team”.")
     tenant = forms.ModelChoiceField(Tenant.objects.none(), empty_label=None)
     whose = forms.ChoiceField(
-        choices=[("mine", "Mine"), ("service", "A service key of the tenant, for a program")],
+        choices=[
+            ("mine", "Mine"),
+            ("service", "A service key of the tenant, for a program"),
+            ("person", "Somebody else's"),
+        ],
         widget=forms.RadioSelect,
         initial="mine",
-        help_text="Service keys go on working when you leave the tenant.",
+        help_text="Service keys go on working when people leave the tenant.",
+    )
+    person = forms.ModelChoiceField(
+        User.objects.none(),
+        label="Whose, if somebody else's",
+        required=False,
+        help_text="You see the secret once and hand it over; rotating the key gives it one that only its owner knows.",
     )
     expires_on = forms.DateField(
         label="Expires after",
@@ -57,6 +69,22 @@ class KeyForm(forms.Form):
         max_value=2**31 - 1,
         help_text="Empty: the gateway's maximum.",
     )
+    latency_class = forms.ChoiceField(
+        label="Kind of work",
+        required=False,
+        choices=[
+            ("", "As the tenant"),
+            (LatencyClass.INTERACTIVE, "Interactive: somebody waits for the answers"),
+            (LatencyClass.BATCH, "Batch: it may wait while others do not"),
+        ],
+    )
+    weight = forms.IntegerField(
+        required=False,
+        min_value=1,
+        max_value=10_000,
+        validators=WEIGHTS,
+        help_text="Its share of what the tenant gets, compared with the tenant's other keys. Empty: 100.",
+    )
     may_be_in_path = forms.BooleanField(
         label="Accept it in the address",
         required=False,
@@ -75,10 +103,13 @@ class KeyForm(forms.Form):
         owned: Any,
         key: ApiKey | None = None,
         is_bound: bool = False,
+        by: Authority = Authority.PERSON,
         **kwargs: Any,
     ) -> None:
-        """`is_bound`: which models the key is for, and until when, is not for this person to change."""
+        """`is_bound`: which models the key is for, and until when, is not for this person to change. `by`: their
+        authority over a key that there is."""
         self.key = key
+        self.by = by
         self.names = sorted({*names, *(name for name in (key.models_allowed if key else ()) if not _is_pattern(name))})
         if key is not None:
             kwargs["initial"] = {**_initial(key), **kwargs.get("initial", {})}
@@ -89,7 +120,14 @@ class KeyForm(forms.Form):
         self.fields["tenant"].queryset = tenants
         self.owned = owned
         if key is not None:
-            del self.fields["tenant"], self.fields["whose"]
+            del self.fields["tenant"], self.fields["whose"], self.fields["person"]
+            if by == Authority.PERSON:
+                del self.fields["weight"]
+            if key.max_output_tokens and not may_cap_output(by, key, None):
+                self.fields["max_output_tokens"].help_text = (
+                    f"{Authority(key.max_output_tokens_by).label.capitalize()} set at most {key.max_output_tokens}; "
+                    "you may only lower it."
+                )
             if is_bound:
                 for name in self.BOUNDS:
                     self.fields.pop(name, None)
@@ -98,8 +136,15 @@ class KeyForm(forms.Form):
         if len(found) == 1:
             self.only_tenant = found[0]
             del self.fields["tenant"]
+        self.fields["person"].queryset = (
+            User.objects.filter(
+                is_active=True, memberships__tenant__in=owned, memberships__role__in=(Role.OWNER, Role.MEMBER)
+            )
+            .distinct()
+            .order_by("username")
+        )
         if not owned.exists():
-            del self.fields["whose"]
+            del self.fields["whose"], self.fields["person"], self.fields["weight"]
 
     def clean_expires_on(self) -> date | None:
         day = self.cleaned_data["expires_on"]
@@ -117,12 +162,35 @@ class KeyForm(forms.Form):
         tenant = cleaned.get("tenant")
         if cleaned.get("whose") == "service" and tenant and not self.owned.filter(pk=tenant.pk).exists():
             raise ValidationError({"whose": f"Only owners of {tenant} make service keys."})
+        if cleaned.get("whose") == "person" and tenant:
+            self._clean_person(cleaned.get("person"), tenant)
+        tokens = cleaned.get("max_output_tokens")
+        if self.key is not None and "max_output_tokens" in cleaned and not may_cap_output(self.by, self.key, tokens):
+            decided = Authority(self.key.max_output_tokens_by).label.capitalize()
+            raise ValidationError({
+                "max_output_tokens": f"{decided} set at most {self.key.max_output_tokens}. Give that or less."
+            })  # fmt: skip
         return cleaned
+
+    def _clean_person(self, person: User | None, tenant: Tenant) -> None:
+        if not self.owned.filter(pk=tenant.pk).exists():
+            raise ValidationError({"whose": f"Only owners of {tenant} make keys for others."})
+        if person is None:
+            raise ValidationError({"person": "Choose whose key it is."})
+        roles = Membership.objects.filter(tenant=tenant, user=person).exclude(role=Role.VIEWER)
+        if not roles.exists():
+            raise ValidationError({"person": f"{person} has no keys in {tenant}: invite them, or change their role."})
 
     def columns(self) -> dict[str, Any]:
         """Of ApiKey."""
         cleaned = self.cleaned_data
-        columns = {name: cleaned[name] for name in ("name", "max_output_tokens", "may_be_in_path")}
+        columns = {name: cleaned[name] for name in ("name", "latency_class", "may_be_in_path")}
+        if self.key is None:
+            columns |= {"max_output_tokens": cleaned["max_output_tokens"], "max_output_tokens_by": self.by}
+        else:
+            columns |= capped(self.key, cleaned["max_output_tokens"], self.by)
+        if "weight" in self.fields:
+            columns["weight"] = cleaned["weight"]
         if "patterns" in self.fields:
             names = [*cleaned.get("models", []), *cleaned["patterns"]]
             columns["models_allowed"] = list(dict.fromkeys(names))
@@ -208,6 +276,8 @@ def _initial(key: ApiKey) -> dict[str, Any]:
         "models": [name for name in key.models_allowed if not _is_pattern(name)],
         "patterns": ", ".join(name for name in key.models_allowed if _is_pattern(name)),
         "max_output_tokens": key.max_output_tokens,
+        "latency_class": key.latency_class,
+        "weight": key.weight,
         "may_be_in_path": key.may_be_in_path,
     }
 

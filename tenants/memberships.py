@@ -4,7 +4,8 @@ from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.db.models import QuerySet
 
-from tenants.models import ApiKey, Membership, Role, Tenant
+from tenants.authority import switched
+from tenants.models import ApiKey, Authority, Membership, Role, Tenant
 
 
 class LastOwner(PermissionDenied):
@@ -18,7 +19,10 @@ def change_role(membership: Membership, role: str) -> int:
         _refuse_the_last_owner(membership)
     membership.role = role
     membership.save(update_fields=["role"])
-    return keys_of(membership).update(enabled=False) if role == Role.VIEWER else 0
+    if role != Role.VIEWER:
+        return 0
+    # Those that are off already stay with whoever switched them off.
+    return keys_of(membership).filter(enabled=True).update(**switched(on=False, by=Authority.OWNER))
 
 
 @transaction.atomic

@@ -15,8 +15,9 @@ from django.utils.safestring import SafeString
 
 from tenants import shown_once
 from tenants.administering import apply, ask, badge, moment, showing_secret
+from tenants.authority import switched
 from tenants.keys import issue, rotate_key
-from tenants.models import ApiKey
+from tenants.models import ApiKey, Authority
 
 TONES = {"active": "ok", "disabled": "warn", "expired": "off", "revoked": "bad"}
 
@@ -83,18 +84,18 @@ class ApiKeyAdmin(admin.ModelAdmin):
             {
                 "fields": [
                     "models_allowed", "may_infer", "may_list", "may_manage", "may_use_cloud", "may_be_in_path",
-                    "max_output_tokens",
+                    "max_output_tokens", "latency_class", "weight",
                 ]
             },
         ),
         ("What is known of it", {"fields": ["shown_prefix", "state", "imported", "last_use", *(
-            "previous_expires_at", "revoked_at", "created_at", "created_by",
+            "switched_off_by", "max_output_tokens_by", "previous_expires_at", "revoked_at", "created_at", "created_by",
         )]}),
     ]  # fmt: skip
     actions = ["enable", "disable", "revoke"]
     KNOWN = (
-        "shown_prefix", "state", "imported", "last_use", "previous_expires_at", "revoked_at", "created_at",
-        "created_by",
+        "shown_prefix", "state", "imported", "last_use", "switched_off_by", "max_output_tokens_by",
+        "previous_expires_at", "revoked_at", "created_at", "created_by",
     )  # fmt: skip
     # They cost the operator money, or change models for everybody.
     RIGHTS_OF_SUPERUSERS = ("may_manage", "may_use_cloud")
@@ -130,6 +131,10 @@ class ApiKeyAdmin(admin.ModelAdmin):
     # A new secret.
 
     def save_model(self, request: HttpRequest, obj: ApiKey, form: forms.ModelForm, change: bool) -> None:
+        if "enabled" in form.changed_data:
+            obj.switched_off_by = "" if obj.enabled else Authority.ADMINISTRATOR
+        if "max_output_tokens" in form.changed_data:
+            obj.max_output_tokens_by = Authority.ADMINISTRATOR
         if change:
             super().save_model(request, obj, form, change)
             return
@@ -167,6 +172,8 @@ class ApiKeyAdmin(admin.ModelAdmin):
         return shown_once.keep(request, page, clear_text)
 
     def _get(self, request: HttpRequest, pk: int) -> ApiKey:
+        if not self.has_view_or_change_permission(request):
+            raise PermissionDenied
         key = self.get_object(request, str(pk))
         if key is None:
             raise Http404
@@ -202,17 +209,26 @@ class ApiKeyAdmin(admin.ModelAdmin):
 
     @admin.action(description="Switch on selected keys", permissions=["change"])
     def enable(self, request: HttpRequest, queryset: QuerySet) -> HttpResponse | None:
-        return apply(self, request, queryset.filter(enabled=False), "Switched on", enabled=True)
+        return apply(
+            self,
+            request,
+            queryset.filter(enabled=False),
+            "Switched on",
+            **switched(on=True, by=Authority.ADMINISTRATOR),
+        )
 
     @admin.action(description="Switch off selected keys…", permissions=["change"])
     def disable(self, request: HttpRequest, queryset: QuerySet) -> HttpResponse | None:
-        queryset = queryset.filter(enabled=True, revoked_at=None)
+        # Also those that their people have switched off: from now on only administrators switch them on.
+        queryset = queryset.filter(revoked_at=None).exclude(
+            enabled=False, switched_off_by__in=("", Authority.ADMINISTRATOR)
+        )
         page = ask(
             self, request, queryset, title="Switch these keys off?", button="Switch off",
-            text="Their calls are refused, and those that run are cut, until the keys are switched on again.",
+            text="Their calls are refused, and those that run are cut, until an administrator switches the keys on again.",
             detail=_whose, nothing="None of these keys is on.",
         )  # fmt: skip
-        return page or apply(self, request, queryset, "Switched off", enabled=False)
+        return page or apply(self, request, queryset, "Switched off", **switched(on=False, by=Authority.ADMINISTRATOR))
 
     @admin.action(description="Revoke selected keys…", permissions=["change"])
     def revoke(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:

@@ -72,7 +72,7 @@ class ApiKey(models.Model):
         default="",
         db_default="",
         editable=False,
-        help_text="Only they, and those above them, switch it on again.",
+        help_text="Only they, and those above them, switch it on again. Empty while it is off: an administrator.",
     )
     expires_at = models.DateTimeField(null=True, blank=True, help_text="Empty: never.")
     revoked_at = models.DateTimeField(null=True, editable=False)
@@ -106,8 +106,9 @@ class ApiKey(models.Model):
     max_output_tokens_by = models.CharField(
         max_length=13,
         choices=Authority,
-        default=Authority.PERSON,
-        db_default=Authority.PERSON,
+        # The strictest: whoever writes rows without saying so is an administrator's program.
+        default=Authority.ADMINISTRATOR,
+        db_default=Authority.ADMINISTRATOR,
         editable=False,
         help_text="Whoever stands below them may lower the most tokens, not raise it.",
     )

@@ -8,15 +8,17 @@ from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.core.exceptions import PermissionDenied
+from django.db import connection, transaction
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import URLPattern, path
 from django.views.decorators.http import require_POST, require_safe
 
-from tenants import rate_limits, shown_once
+from tenants import authority, rate_limits, shown_once
+from tenants.authority import authority_in, may_undo
 from tenants.forms import KeyForm, RotationForm
 from tenants.keys import create_key, rotate_key
-from tenants.models import ApiKey, User
+from tenants.models import ApiKey, Authority, User
 from tenants.rate_limits import limited
 from tenants.requests import PersonRequest
 from tenants.snippets import snippets
@@ -75,10 +77,12 @@ def new(request: PersonRequest, known: Known) -> HttpResponse:
         raise PermissionDenied("Your tenant is switched off: its keys would not work. Ask an administrator.")
     form = KeyForm(request.POST or None, names=known.model_names(), tenants=tenants, owned=request.user.tenants_owned())
     if request.method == "POST" and form.is_valid():
-        for_service = form.cleaned_data.get("whose") == "service"
+        tenant = form.cleaned_data["tenant"]
+        form.by = authority_in(request.user, tenant.pk)
+        whose = {"service": None, "person": form.cleaned_data.get("person")}
         made = create_key(
-            form.cleaned_data["tenant"],
-            user=None if for_service else request.user,
+            tenant,
+            user=whose.get(form.cleaned_data.get("whose", "mine"), request.user),
             created_by=request.user,
             **form.columns(),
         )
@@ -113,6 +117,7 @@ def show(request: PersonRequest, known: Known, prefix: str) -> HttpResponse:
         "key": key,
         "facts": known.facts_of(key),
         "rules": key.ip_rules.order_by("cidr"),
+        "may_switch_on": may_undo(authority_in(request.user, key.tenant_id), key.switched_off_by),
         "may_rotate": not key.imported and _may_know_secret(request.user, key),
         **_examples(key, PLACEHOLDER, known),
     }
@@ -120,6 +125,7 @@ def show(request: PersonRequest, known: Known, prefix: str) -> HttpResponse:
 
 
 @login_required
+@transaction.atomic
 def edit(request: PersonRequest, known: Known, prefix: str) -> HttpResponse:
     key = _changeable_key(request, prefix)
     form = KeyForm(
@@ -129,6 +135,7 @@ def edit(request: PersonRequest, known: Known, prefix: str) -> HttpResponse:
         owned=request.user.tenants_owned(),
         key=key,
         is_bound=key.has_rights_of_superusers and not request.user.is_superuser,
+        by=authority_in(request.user, key.tenant_id),
     )
     if request.method == "POST" and form.is_valid():
         columns = form.columns()
@@ -158,11 +165,14 @@ def rotate(request: PersonRequest, prefix: str) -> HttpResponse:
 
 @login_required
 @require_POST
+@transaction.atomic
 def switch(request: PersonRequest, prefix: str) -> HttpResponse:
     """On or off, as the form says: pressing twice does not switch back."""
     key = _changeable_key(request, prefix)
-    key.enabled = request.POST.get("to") == "on"
-    key.save(update_fields=["enabled"])
+    if not authority.switch(key, on=request.POST.get("to") == "on", by=authority_in(request.user, key.tenant_id)):
+        whom = Authority(key.switched_off_by or Authority.ADMINISTRATOR).label
+        raise PermissionDenied(f"This key was switched off by {whom}, who can switch it on again.")
+    key.save(update_fields=["enabled", "switched_off_by"])
     messages.success(request, "The key works again." if key.enabled else "The key is off; calls in flight are cut.")
     return redirect("key", prefix)
 
@@ -177,14 +187,15 @@ def revoke(request: PersonRequest, prefix: str) -> HttpResponse:
     return render(request, "tenants/keys/revoke.html", {"key": key})
 
 
-def _key(request: PersonRequest, prefix: str) -> ApiKey:
+def _key(request: PersonRequest, prefix: str, *, lock: bool = False) -> ApiKey:
     """Foreign and missing ones answer alike (T1)."""
     visible = ApiKey.objects.visible_to(request.user).select_related("tenant", "user", "last_used", "created_by")
-    return get_object_or_404(visible, prefix=prefix)
+    return get_object_or_404(visible.select_for_update(of=("self",)) if lock else visible, prefix=prefix)
 
 
 def _changeable_key(request: PersonRequest, prefix: str) -> ApiKey:
-    key = _key(request, prefix)
+    # Locked where it is about to be changed: what somebody above decides meanwhile must hold.
+    key = _key(request, prefix, lock=request.method == "POST" and connection.in_atomic_block)
     if key.revoked_at:
         raise PermissionDenied("This key is revoked, which is for ever. Make a new one.")
     return key
