@@ -7,7 +7,7 @@ them, which are shown once: a replay says null in their place.
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from django.conf import settings
@@ -21,16 +21,21 @@ from gateway_site.management_api.tokens import Caller
 from tenants.keys import digest
 from tenants.models import KeptAnswer
 
+if TYPE_CHECKING:
+    from gateway_site.management_api.resources import Resource
+
 KEPT_FOR = timedelta(days=1)
 DELETED_AT_ONCE = 1000
 REPLAYED = {"Idempotent-Replayed": "true"}
 
 
 def once(
-    caller: Caller, request: HttpRequest, key: str | None, create: Callable[[], Status], secrets: Sequence[str] = ()
+    caller: Caller, request: HttpRequest, key: str | None, create: Callable[[], Status], resource: "Resource"
 ) -> Status | HttpResponse:
-    """Inside a transaction: what `create` answers, or what it answered to this key before. `secrets`: fields that the
-    answer holds only once."""
+    """Inside a transaction: what `create` answers, or what it answered to this key before.
+
+    Raises Forbidden or NotFound for a row that is no longer there for the caller to see.
+    """
     if key is None:
         return create()
     forget_old()
@@ -43,9 +48,10 @@ def once(
             raise Invalid(
                 "This Idempotency-Key was used for another request. Use a new one for each.", "idempotency_key_reused"
             )
+        resource.get(caller, **{resource.identity: kept.answer[resource.identity]})
         return HttpResponse(rendered(kept.answer), "application/json", kept.status, headers=REPLAYED)
     made = create()
-    kept.status, kept.answer = made.status_code, _without(made.value, secrets)
+    kept.status, kept.answer = made.status_code, _without(made.value, resource.secrets)
     kept.save(update_fields=["status", "answer"])
     return made
 

@@ -22,7 +22,7 @@ from gateway_site.management_api.tokens import Caller
 from tenants import authority
 from tenants.forms import OVERLAPS
 from tenants.keys import issue, rotate_key
-from tenants.models import ApiKey, Authority, User
+from tenants.models import ApiKey, Authority, Membership, Role, User
 
 LONGEST_OVERLAP = int(max(overlap for _, overlap in OVERLAPS.values()).total_seconds())
 
@@ -85,12 +85,13 @@ class KeyWithSecret(ShownKey):
 
 class Keys(Resource):
     path, one, scope, model = "keys", "key", "keys:write", ApiKey
-    New, Shown, fixed, secrets = NewKey, ShownKey, ("tenant", "user"), ("key",)
+    New, Shown, fixed, secrets, identity = NewKey, ShownKey, ("tenant", "user"), ("key",), "prefix"
     # They cost the operator money, or change models for everybody; what bounds them once they were given; and what
-    # only the admin has besides.
+    # pages other than the admin's do not have, or have for owners alone.
     RIGHTS_OF_SUPERUSERS = ("may_manage", "may_use_cloud")
     BOUNDS = ("models_allowed", "expires_at")
-    OF_THE_ADMIN = ("may_infer", "may_list", "latency_class", "weight")
+    OF_THE_ADMIN = ("may_infer", "may_list")
+    OF_OWNERS = ("weight",)
 
     def rows(self, caller: Caller) -> QuerySet[Any]:
         rows = ApiKey.objects.select_related("tenant", "user", "created_by", "last_used")
@@ -114,7 +115,10 @@ class Keys(Resource):
             columns["tenant"] = self._tenant(caller, columns["tenant"])
         if columns.get("user") is not None:
             # The people of the tenant, and no others: who else is there is not told.
-            people = User.objects.filter(memberships__tenant=columns["tenant"])
+            inside = Membership.objects.filter(tenant=columns["tenant"])
+            if not caller.oversees(ApiKey, "add"):
+                inside = inside.exclude(role=Role.VIEWER)
+            people = User.objects.filter(pk__in=inside.values("user"))
             columns["user"] = required(people, "user", columns["user"], username=columns["user"])
         return columns
 
@@ -128,12 +132,9 @@ class Keys(Resource):
 
     def may_create(self, caller: Caller, row: Any) -> None:
         self._admin_fields(caller, row, {name: getattr(row, name) for name in NewKey.model_fields}, of=ApiKey())
-        if caller.oversees(ApiKey, "add"):
-            return
-        if row.user_id is None and not caller.tenants_governed(ApiKey, "add").filter(pk=row.tenant_id).exists():
-            raise Forbidden(f"Only owners of {row.tenant} make service keys.")
-        if row.user_id not in (None, caller.user.pk):
-            raise Forbidden("Make keys for yourself, or service keys. Others make their own.")
+        if row.user_id != caller.user.pk and not self._governs(caller, row, "add"):
+            whose = "service keys" if row.user_id is None else "keys for others"
+            raise Forbidden(f"Only owners of {row.tenant} make {whose}.")
 
     def may_change(self, caller: Caller, row: Any, columns: Mapping[str, Any]) -> None:
         self.may_end(caller, row)
@@ -156,6 +157,11 @@ class Keys(Resource):
             raise Forbidden("What bounds a key with rights of superusers is theirs to change.")
         if not changed.isdisjoint(self.OF_THE_ADMIN) and not caller.oversees(ApiKey, "change"):
             raise Forbidden(f"Only administrators set {', '.join(sorted(changed & {*self.OF_THE_ADMIN}))}.")
+        if not changed.isdisjoint(self.OF_OWNERS) and not self._governs(caller, row, "change"):
+            raise Forbidden(f"Only owners of {row.tenant} set the weight of its keys.")
+
+    def _governs(self, caller: Caller, row: Any, action: str) -> bool:
+        return caller.tenants_governed(ApiKey, action).filter(pk=row.tenant_id).exists()
 
     def create(self, caller: Caller, new: BaseModel) -> Status:
         row = self.build(caller, new)
@@ -204,7 +210,7 @@ class Keys(Resource):
         return ApiKey.objects.visible_to(user).filter(pk=row.pk).exists()
 
     def _authority(self, caller: Caller, row: Any) -> Authority:
-        return authority.authority_over(caller.user, row)
+        return authority.authority_in(caller.user, row.tenant_id)
 
     def _with_secret(self, row: Any, clear_text: str) -> KeyWithSecret:
         return KeyWithSecret(**self.shown(row), key=clear_text)
@@ -226,7 +232,7 @@ def create_key(request: HttpRequest, body: NewKey, key: IdempotencyKey) -> Statu
     """A repetition with the same Idempotency-Key tells the same, with null for the secret: if that was lost, rotate."""
     with changing(request) as caller:
         caller.require(resource.scope)
-        return kept_answers.once(caller, request, key, lambda: resource.create(caller, body), resource.secrets)
+        return kept_answers.once(caller, request, key, lambda: resource.create(caller, body), resource)
 
 
 @router.get("/{prefix}", response={200: ShownKey, **RESPONSES}, operation_id="get_key", summary="One key")
@@ -253,7 +259,7 @@ def rotate(request: HttpRequest, prefix: PrefixInPath, body: Rotation, key: Idem
         caller.require(resource.scope)
         row = resource.locked(caller, prefix=prefix)
         overlap = timedelta(seconds=body.overlap_seconds)
-        return kept_answers.once(caller, request, key, lambda: resource.rotate(caller, row, overlap), resource.secrets)
+        return kept_answers.once(caller, request, key, lambda: resource.rotate(caller, row, overlap), resource)
 
 
 @router.post(

@@ -48,6 +48,8 @@ class Resource:
     related: ClassVar[tuple[str, ...]] = ()
     # What the answer to a creation holds only once.
     secrets: ClassVar[tuple[str, ...]] = ()
+    # The field of Shown that is in the path of one.
+    identity: ClassVar[str] = "id"
 
     def rows(self, caller: Caller) -> QuerySet[Any]:
         """What the caller may see. Raises Forbidden where that is nothing, whatever there is."""
@@ -192,7 +194,7 @@ def serve(router: Router, resource: Resource, *, changes: bool = True, ends: boo
     def create_row(request: HttpRequest, body: New, key: IdempotencyKey) -> Status | HttpResponse:  # type: ignore[valid-type]
         with changing(request) as caller:
             caller.require(resource.scope)
-            return kept_answers.once(caller, request, key, lambda: resource.create(caller, body), resource.secrets)
+            return kept_answers.once(caller, request, key, lambda: resource.create(caller, body), resource)
 
     if changes:
 
