@@ -21,6 +21,7 @@ from django.urls import path as at  # noqa: E402
 from django.urls import re_path  # noqa: E402
 
 from gateway_site.daphne_server import answers  # noqa: E402
+from proxy import door  # noqa: E402
 from proxy.client import Receive, Scope, Send  # noqa: E402
 from proxy.consumers import GatewayConsumer  # noqa: E402
 from proxy.live.consumers import LiveConsumer  # noqa: E402
@@ -41,9 +42,42 @@ pages = get_asgi_application()
 ASKED_BY_MACHINES = {settings.METRICS_PATH.encode(), b"/livez", b"/readyz"}
 
 
-async def nothing_here(send: Send) -> None:
-    await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
-    await send({"type": "http.response.body", "body": b""})
+SHUT_OUT = (
+    "This address is shut out by an IP rule of the gateway.\n"
+    "Locked out by mistake? The pages open on the machine itself, and at its shell: manage.py remove_ip_rule\n"
+)
+RULES_UNKNOWN = "The gateway does not know its IP rules yet: its database does not answer. Try again.\n"
+
+
+async def say(send: Send, status: int, text: str = "") -> None:
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", b"%d" % len(text)),
+        (b"cache-control", b"no-store"),
+        (b"x-content-type-options", b"nosniff"),
+        *([(b"retry-after", b"2")] if status == 503 else []),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": text.encode()})
+
+
+async def page(path: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+    """All that is no call: for those whom the rules for all let in (I6)."""
+    # Says that the process runs, and nothing else. Refused, it would have an orchestrator restart us.
+    if path != b"/livez":
+        if gateway.snapshot is None and path in ASKED_BY_MACHINES:
+            pass  # "not ready" must be heard while there are no rules; METRICS_NETWORKS bounds who hears it
+        else:
+            try:
+                welcome = await door.lets_in(gateway, scope)
+            except (DatabaseError, InterfaceError):
+                await say(send, 503, RULES_UNKNOWN)
+                return
+            if not welcome:
+                gateway.worker_reports.refused(gateway.now(), "ip_denied", "")
+                await say(send, 403, SHUT_OUT)
+                return
+    await pages(scope, receive, send)  # type: ignore[arg-type]  # ASGI's events are mappings of any kind
 
 
 def http(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -51,12 +85,12 @@ def http(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         asyncio.ensure_future(gateway.start())  # noqa: RUF006 - the runtime keeps it
     path = scope.get("raw_path") or scope["path"].encode()
     if settings.METRICS_PORT and (scope.get("server") or (None, None))[1] == settings.METRICS_PORT:
-        return pages(scope, receive, send) if path in ASKED_BY_MACHINES else nothing_here(send)  # type: ignore[arg-type]
+        return page(path, scope, receive, send) if path in ASKED_BY_MACHINES else say(send, 404)
     if belongs_to_calls(path) and not (path == b"/" and _wants_pages(scope)):
         if "extensions" not in scope and (request := answers.request_behind(send)) is not None:
             return answers.answer(calls, scope, receive, send, request)
         return calls(scope, receive, send)  # type: ignore[no-any-return]  # Channels has no types
-    return pages(scope, receive, send)  # type: ignore[arg-type]  # ASGI's events are mappings of any kind
+    return page(path, scope, receive, send)
 
 
 def _wants_pages(scope: Scope) -> bool:
@@ -77,6 +111,10 @@ async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.close"})
         return
     try:
+        if not await door.lets_in(gateway, scope):
+            gateway.worker_reports.refused(gateway.now(), "ip_denied", "")
+            await send({"type": "websocket.close"})
+            return
         await sockets(scope, receive, send)
     except (DatabaseError, InterfaceError) as exc:
         logger.warning("A live page could not be opened: the database does not answer (%s)", type(exc).__name__)

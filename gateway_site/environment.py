@@ -79,9 +79,10 @@ def items(name: str, default: str = "") -> list[str]:
     return [item.strip() for item in text(name, default).split(",") if item.strip()]
 
 
-def networks(name: str, default: str = "") -> tuple[IPv4Network | IPv6Network, ...]:
+def networks(name: str, default: str = "", besides: str = "") -> tuple[IPv4Network | IPv6Network, ...]:
+    """`besides`: a word that may stand among them, and is left out here."""
     try:
-        return tuple(ip_network(item) for item in items(name, default))
+        return tuple(ip_network(item) for item in items(name, default) if item != besides)
     except ValueError as exc:
         raise ImproperlyConfigured(f"{name}: {exc}") from None
 

@@ -19,7 +19,8 @@ def for_metrics_networks(view: View) -> View:
     @wraps(view)
     def guarded(request: HttpRequest) -> HttpResponse:
         forwarded = request.META.get("HTTP_X_FORWARDED_FOR", "")
-        address = client_address(request.META.get("REMOTE_ADDR", ""), [forwarded], settings.TRUSTED_PROXIES)
+        peer, trusts_unix = request.META.get("REMOTE_ADDR", ""), settings.TRUSTS_UNIX
+        address = client_address(peer, [forwarded], settings.TRUSTED_PROXIES, trusts_unix=trusts_unix)
         if address is None or not is_in(address, settings.METRICS_NETWORKS):
             return HttpResponse(status=404)
         return view(request)

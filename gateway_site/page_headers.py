@@ -10,7 +10,7 @@ from django.http import HttpRequest, HttpResponseBase
 from django.utils.decorators import sync_and_async_middleware
 
 from gateway_site.logs import request_id
-from proxy.client_address import is_in, parse_address
+from proxy.client_address import is_proxy
 
 Answer = Callable[[HttpRequest], HttpResponseBase]
 AsyncAnswer = Callable[[HttpRequest], Awaitable[HttpResponseBase]]
@@ -23,8 +23,8 @@ def page_headers(get_response: Answer | AsyncAnswer) -> Answer | AsyncAnswer:
     asked_by_machines = {settings.METRICS_PATH, "/livez", "/readyz"}
 
     def begin(request: HttpRequest) -> None:
-        peer = parse_address(request.META.get("REMOTE_ADDR", ""))
-        if peer is None or not is_in(peer, settings.TRUSTED_PROXIES):
+        peer = request.META.get("REMOTE_ADDR", "")
+        if not is_proxy(peer, settings.TRUSTED_PROXIES, trusts_unix=settings.TRUSTS_UNIX):
             request.META.pop("HTTP_X_FORWARDED_PROTO", None)
         if request.path in asked_by_machines:
             # Orchestrators and Prometheus ask by address, and get nothing that a foreign page could want.

@@ -285,11 +285,13 @@ MAX_CONNECTIONS_PER_ADDRESS = env.integer("MAX_CONNECTIONS_PER_ADDRESS", 1024, m
 STALL_SECONDS = env.seconds("STALL_SECONDS", 60)
 
 # Networks whose X-Forwarded-For and -Proto are believed. Empty: the socket's address is the caller's.
-TRUSTED_PROXIES = env.networks("TRUSTED_PROXIES")
+TRUSTED_PROXIES = env.networks("TRUSTED_PROXIES", besides="unix")
+# Whoever connects to a Unix socket has no address: a proxy of ours if that is said here, else nobody that a rule knows.
+TRUSTS_UNIX = "unix" in env.items("TRUSTED_PROXIES")
 # Of everybody else page_headers.py takes it away.
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 # Not behind a proxy that is not believed: all it brings looks like http, and would be redirected for ever.
-SECURE_SSL_REDIRECT = HTTPS and bool(TRUSTED_PROXIES)
+SECURE_SSL_REDIRECT = HTTPS and bool(TRUSTED_PROXIES or TRUSTS_UNIX)
 METRICS_ENABLED = env.flag("METRICS_ENABLED", _FILE.metrics_enabled)
 # Who may read /metrics besides loopback.
 METRICS_NETWORKS = env.networks("METRICS_NETWORKS", "127.0.0.0/8,::1/128")
@@ -322,6 +324,7 @@ GATEWAY = Configuration(
     key_pepper_fallbacks=tuple(KEY_PEPPER_FALLBACKS),
     auth_header=env.text("AUTH_HEADER", _FILE.auth_header).lower().encode("ascii"),
     trusted_proxies=TRUSTED_PROXIES,
+    trusts_unix=TRUSTS_UNIX,
     time_zone=TIME_ZONE,
     redis_url=REDIS_URL,
     # How long the reservations of a worker that died are held for it.

@@ -75,8 +75,7 @@ class Admission:
             key = self.identify(snapshot, headers, address, now)
         else:
             key = self.identify_by_path(snapshot, path_key, headers, now)
-        if not (key.tenant_ip.allow(address) and key.key_ip.allow(address)):
-            raise Unauthorized("invalid_key", NOT_ACCEPTED)
+        check_place(key, address)
         check_right(key, route)
         return key
 
@@ -87,14 +86,15 @@ class Admission:
         else:
             presented = self._meant_for_us(snapshot, headers, now)
             if not presented:
+                snapshot.count_acting(address)
                 return acting
         if not presented:
-            raise Unauthorized("missing_key", NO_KEY, headers={b"www-authenticate": b'Bearer realm="Ollama Gateway"'})
+            raise missing_key()
         if len(presented) > 1:
             raise Unauthorized("invalid_key", "Two different credentials were sent. Send one.")
         key = self.lookup(snapshot, presented[0], now)
         if key is None:
-            raise Unauthorized("invalid_key", NOT_ACCEPTED)
+            raise not_accepted()
         return key
 
     def _meant_for_us(self, snapshot: Snapshot, headers: Headers, now: float) -> list[bytes]:
@@ -112,7 +112,7 @@ class Admission:
             raise Unauthorized("invalid_key", "Two different credentials were sent. Send one.")
         key = self.lookup(snapshot, path_key, now)
         if key is None or not key.may_be_in_path:
-            raise Unauthorized("invalid_key", NOT_ACCEPTED)
+            raise not_accepted()
         return key
 
     def lookup(self, snapshot: Snapshot, credential: bytes, now: float) -> Key | None:
@@ -144,7 +144,7 @@ class Admission:
             presented.append(path_key)
         if len(presented) != 1:
             return ("two_keys" if presented else "missing_key"), ""
-        found = self._row(snapshot, presented[0])
+        found = self.row(snapshot, presented[0])
         if found is None:
             return "unknown_key", ""
         row, is_previous = found
@@ -155,7 +155,7 @@ class Admission:
             cause = "key_ip_denied" if path_key is None or row.rights[4] else "key_in_path"
         return cause, row.prefix
 
-    def _row(self, snapshot: Snapshot, credential: bytes) -> tuple[KeyRow, bool] | None:
+    def row(self, snapshot: Snapshot, credential: bytes) -> tuple[KeyRow, bool] | None:
         """The key with a secret, usable or not, and whether that was its secret before the last rotation."""
         for digested in self._digests(snapshot, credential):
             found = snapshot.tables.digests.get(digested)
@@ -166,8 +166,26 @@ class Admission:
 
 def check_address(snapshot: Snapshot, address: Address | None) -> None:
     """Raises Forbidden where a rule for all shuts an address out."""
-    if not snapshot.ip_all.allow(address):
-        raise Forbidden("ip_denied", "Calls from this address are not allowed here.")
+    if not snapshot.ip_all.admits(address):
+        raise shut_out()
+
+
+def check_place(key: Key, address: Address | None) -> None:
+    """Raises Unauthorized where a rule of the key or of its tenant shuts an address out."""
+    if not (key.tenant_ip.admits(address) and key.key_ip.admits(address)):
+        raise not_accepted()
+
+
+def shut_out() -> Forbidden:
+    return Forbidden("ip_denied", "Calls from this address are not allowed here.")
+
+
+def not_accepted() -> Unauthorized:
+    return Unauthorized("invalid_key", NOT_ACCEPTED)
+
+
+def missing_key() -> Unauthorized:
+    return Unauthorized("missing_key", NO_KEY, headers={b"www-authenticate": b'Bearer realm="Ollama Gateway"'})
 
 
 def check_right(key: Key, route: Route) -> None:

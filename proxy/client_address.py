@@ -7,6 +7,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
+# With one of these, a request says that it did not come straight from the caller.
+SAID_BY_PROXIES = frozenset((b"x-forwarded-for", b"forwarded", b"x-real-ip"))
 # A list that is longer was not written by honest proxies.
 MAX_HOPS = 32
 
@@ -25,13 +27,16 @@ def parse_address(text: str) -> Address | None:
     return address
 
 
-def client_address(peer: str, forwarded_for: Iterable[str], trusted: Sequence[Network]) -> Address | None:
+def client_address(
+    peer: str, forwarded_for: Iterable[str], trusted: Sequence[Network], *, trusts_unix: bool = False
+) -> Address | None:
     """The nearest address that is not one of our own proxies; None for a peer without one (a Unix socket).
 
-    `forwarded_for` holds the values of all X-Forwarded-For lines in the order they were received.
+    `forwarded_for` holds the values of all X-Forwarded-For lines in the order they were received. `trusts_unix`: who
+    connects to a Unix socket is a proxy of ours.
     """
     address = parse_address(peer)
-    if not trusted or address is None or not is_in(address, trusted):
+    if not is_proxy(peer, trusted, trusts_unix=trusts_unix):
         return address
     # Proxies append: only the right end is trustworthy, the left is what the client chose to send.
     hops = ",".join(forwarded_for).rsplit(",", MAX_HOPS)
@@ -43,6 +48,16 @@ def client_address(peer: str, forwarded_for: Iterable[str], trusted: Sequence[Ne
         if not is_in(address, trusted):
             break
     return address
+
+
+def is_proxy(peer: str, trusted: Sequence[Network], *, trusts_unix: bool) -> bool:
+    """Whether what a peer says of the caller's address is believed."""
+    if not peer:
+        return trusts_unix
+    if not trusted:
+        return False
+    address = parse_address(peer)
+    return address is not None and is_in(address, trusted)
 
 
 def is_in(address: Address, networks: Iterable[Network]) -> bool:

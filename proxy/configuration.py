@@ -15,6 +15,7 @@ class Configuration:
     spool_max_bytes: int = 1 << 30
     auth_header: bytes = b"authorization"
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    trusts_unix: bool = False  # a peer without an address, on a Unix socket, is a proxy too
     time_zone: str = "UTC"
     # Limits are shared by all processes that name the same one; "" = each counts alone.
     redis_url: str = ""

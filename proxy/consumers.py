@@ -9,7 +9,7 @@ from proxy import listings, metrics
 from proxy.admission import NOT_ACCEPTED, check_address
 from proxy.call import Call
 from proxy.client import Client, ClientGone, Headers, Receive, Scope, Send
-from proxy.client_address import client_address, is_in, parse_address
+from proxy.client_address import SAID_BY_PROXIES, client_address, is_proxy
 from proxy.cors import WITHHELD, granted, preflight
 from proxy.dialects import OLLAMA
 from proxy.dialects.anthropic import token_count
@@ -48,7 +48,6 @@ UNKNOWN_PROXY = (
     "The call came through a proxy that is not in TRUSTED_PROXIES, so it needs an API key: whose call it is cannot be "
     "told from its address."
 )
-_SAID_BY_PROXIES = frozenset((b"x-forwarded-for", b"forwarded", b"x-real-ip"))
 
 
 class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no types
@@ -82,9 +81,10 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
     def new_call(self, scope: Scope, client: Client) -> Call:
         runtime = self.runtime
         forwarded: list[str] = []
-        if runtime.configuration.trusted_proxies:
+        trusted, trusts_unix = runtime.configuration.trusted_proxies, runtime.configuration.trusts_unix
+        if trusted or trusts_unix:
             forwarded = [value.decode("latin-1") for name, value in client.headers if name == b"x-forwarded-for"]
-        address = client_address(client.peer, forwarded, runtime.configuration.trusted_proxies)
+        address = client_address(client.peer, forwarded, trusted, trusts_unix=trusts_unix)
         epoch = runtime.now()
         raw_path = scope.get("raw_path") or scope["path"].encode()
         return Call(runtime.ids.new(epoch), scope["method"], raw_path, address, epoch)
@@ -102,6 +102,8 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
         if kind is Kind.ROOT:
             if call.path_key is not None:
                 self.authenticate(call, client)
+            elif runtime.snapshot is not None:
+                check_address(runtime.snapshot, call.address)
             await self.say(call, client, listings.ROOT, TEXT)
             return
         self.check_passable(client)
@@ -200,9 +202,9 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
             raise Forbidden("origin_not_allowed", FOREIGN_PAGE)
         if not self.runtime.host_names.know(client.header(b"host") or b""):
             raise Forbidden("host_not_known", UNKNOWN_NAME)
-        if not _SAID_BY_PROXIES.isdisjoint(name for name, _ in client.headers):
-            peer = parse_address(client.peer)
-            if peer is None or not is_in(peer, self.runtime.configuration.trusted_proxies):
+        if not SAID_BY_PROXIES.isdisjoint(name for name, _ in client.headers):
+            configuration = self.runtime.configuration
+            if not is_proxy(client.peer, configuration.trusted_proxies, trusts_unix=configuration.trusts_unix):
                 raise Forbidden("proxy_not_trusted", UNKNOWN_PROXY)
 
     async def say(self, call: Call, client: Client, body: bytes, kind: bytes) -> None:

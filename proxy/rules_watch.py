@@ -24,7 +24,7 @@ from proxy.limits.compiling import compiled
 from proxy.model_names import canonical_pattern
 from proxy.models import Backend as BackendModel
 from proxy.models import CallCancellation, DefaultModels, ModelAlias, ModelPolicy
-from proxy.snapshot import Backend, KeyRow, Policy, Tables, ordered_policies
+from proxy.snapshot import Backend, IPRuleRow, KeyRow, Policy, Tables, ordered_policies
 from proxy.triggers import CHANNEL
 from tenants.models import IPRule, Limit, Tenant, User
 from usage.costs import PriceRow
@@ -268,18 +268,22 @@ def _patterns(models: Any) -> tuple[str, ...]:
 
 
 def _ip_rules(using: str) -> dict[str, Any]:
-    rows = IPRule.objects.using(using).values_list("cidr", "action", "tenant_id", "key_id", "acts_as_id", "expires_at")
+    return {"ip_rules": ip_rules(using)}
+
+
+def ip_rules(using: str = "default") -> tuple[IPRuleRow, ...]:
+    columns = ("cidr", "action", "tenant_id", "key_id", "acts_as_id", "expires_at", "id")
     rules = []
-    for cidr, action, *scope, expires_at in rows:
+    for cidr, action, tenant, key, acts_as, expires_at, number in IPRule.objects.using(using).values_list(*columns):
         try:
             normalised(cidr)
         except ValueError:
             # Only SQL can write such a row. Closed rather than open: as a rule for nobody it shuts its scope.
             logger.error("The IP rule %r is no network; its scope is closed until it is mended", cidr)  # noqa: TRY400
             cidr, action = "0.0.0.0/0", "deny"
-            rules.append(("::/0", "deny", *scope[:2], None, _epoch(expires_at)))
-        rules.append((cidr, action, *scope, _epoch(expires_at)))
-    return {"ip_rules": tuple(rules)}
+            rules.append(IPRuleRow("::/0", "deny", tenant, key, None, _epoch(expires_at), number))
+        rules.append(IPRuleRow(cidr, action, tenant, key, acts_as, _epoch(expires_at), number))
+    return tuple(rules)
 
 
 def _limits(using: str) -> dict[str, Any]:

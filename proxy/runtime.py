@@ -128,6 +128,8 @@ class Runtime:
             self._ready.set()
 
     def _use(self, snapshot: Snapshot) -> None:
+        if self.snapshot is not None:
+            self.worker_reports.hit(self.snapshot.take_hits())
         self.snapshot = snapshot
         self.limits.know(snapshot.tables.recorded)
         for call in list(self.calls):
@@ -159,8 +161,10 @@ class Runtime:
         return call.model is None or snapshot.still_allows(key, call.model)
 
     def _status(self) -> Status:
-        revisions = self.snapshot.tables.revisions if self.snapshot is not None else {}
-        return Status(revisions, len(self.calls), self.fleet.line.waiting)
+        if self.snapshot is None:
+            return Status({}, len(self.calls), self.fleet.line.waiting)
+        hits = self.snapshot.take_hits()
+        return Status(self.snapshot.tables.revisions, len(self.calls), self.fleet.line.waiting, hits)
 
     def counted(self, rules: Sequence[Rule], address: str) -> Counted | None:
         """What is used and held of limits, asked from another thread: the engine is the loop's. None where this
@@ -264,6 +268,8 @@ class Runtime:
         self._backend_reports.close()
         await self.board.close()
         self.fleet.close()
+        if self.snapshot is not None:
+            self.worker_reports.hit(self.snapshot.take_hits())
         await self.worker_reports.close()
         await asyncio.to_thread(self.alerts.stop)
         await self.limits.close()

@@ -14,7 +14,7 @@ from proxy import default_models
 from proxy.client_address import Address, Network
 from proxy.default_models import NOTHING, Installed
 from proxy.dialects.base import Pin
-from proxy.ip_rules import NO_RULES, IPRules, normalised
+from proxy.ip_rules import NO_RULES, Entry, IPRules, normalised
 from proxy.limits.rules import Rule
 from proxy.limits.subjects import LimitRow, LimitTable
 from proxy.model_names import InvalidModelName, ModelName, canonical_pattern
@@ -111,6 +111,23 @@ class Policy:
 NO_POLICY = Policy("*")
 
 
+class IPRuleRow(NamedTuple):
+    """One row of tenants.IPRule."""
+
+    network: str
+    action: str
+    tenant_id: int | None = None
+    key_id: int | None = None
+    acts_as_id: int | None = None
+    expires_at: float | None = None
+    id: int = 0
+
+    @property
+    def is_for_all(self) -> bool:
+        """A rule that lets a network act as a key says nothing about the others: they use keys of their own."""
+        return self.tenant_id is self.key_id is self.acts_as_id is None
+
+
 @dataclass(frozen=True, slots=True)
 class Acting:
     """Calls without a key from a network are made with this one."""
@@ -118,6 +135,7 @@ class Acting:
     network: Network
     key_id: int
     expires_at: float | None
+    entry: Entry  # for its count
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +149,7 @@ class Tables:
     keys: Mapping[int, KeyRow] = field(default_factory=dict)
     digests: Mapping[bytes, tuple[int, bool]] = field(default_factory=dict)  # → (key id, is the previous secret)
     foreign_keys: bool = False  # whether keys of another form were imported
-    # (network, action, tenant id, key id, acts as key id, expires at)
-    ip_rules: tuple[tuple[str, str, int | None, int | None, int | None, float | None], ...] = ()
+    ip_rules: tuple[IPRuleRow, ...] = ()
     limits: tuple[LimitRow, ...] = ()
     recorded: Mapping[str, int] = field(default_factory=dict)  # limits/recorded.py
     aliases: tuple[tuple[str, str], ...] = ()  # (pattern, model or one of default_models.WORDS)
@@ -147,20 +164,19 @@ class Snapshot:
     def __init__(self, tables: Tables, now: float | None = None) -> None:
         self.tables = tables
         now = time.time() if now is None else now
-        current = [rule for rule in tables.ip_rules if rule[5] is None or rule[5] > now]
+        current = current_rules(tables.ip_rules, now)
         self._limits = LimitTable(tables.limits, now)
         # An expired rule, and an override that ends, must stop to act without any change of the tables.
-        ends = [rule[5] for rule in current if rule[5] is not None]
+        ends = [rule.expires_at for rule in current if rule.expires_at is not None]
         if self._limits.valid_until is not None:
             ends.append(self._limits.valid_until)
         self.valid_until = min(ends, default=None)
-        # A rule that lets a network act as a key says nothing about the others: they go on to use keys of their own.
-        self.ip_all = IPRules(
-            (cidr, action) for cidr, action, tenant, key, acts_as, _ in current if tenant is key is acts_as is None
-        )
+        # The IP rules that decided since `take_hits` was last asked.
+        self._tally: list[Entry] = []
+        self.ip_all = rules_for_all(current, self._tally)
         self.acting = _acting(current)
-        self._tenant_ip = _grouped(current, 2)
-        self._key_ip = _grouped(current, 3)
+        self._tenant_ip = _grouped(((rule.tenant_id, rule) for rule in current), self._tally)
+        self._key_ip = _grouped(((rule.key_id, rule) for rule in current), self._tally)
         self._aliases = _by_precision(tables.aliases)
         self._keys: dict[int, Key | None] = {}
         self._acting_keys: dict[int, Key] = {}
@@ -173,6 +189,16 @@ class Snapshot:
     def refreshed(self, now: float) -> "Snapshot":
         """The same rules, less those that have expired."""
         return Snapshot(self.tables, now)
+
+    def take_hits(self) -> dict[int, int]:
+        """How often each IP rule decided since this was last asked, by number of the rule."""
+        hits: dict[int, int] = {}
+        for entry in self._tally:
+            if entry.id:
+                hits[entry.id] = hits.get(entry.id, 0) + entry.hits
+            entry.hits = 0
+        self._tally.clear()
+        return hits
 
     def key_by_digest(self, digest: bytes, now: float) -> Key | None:
         """The usable key with a secret; None for unknown, revoked, expired, disabled."""
@@ -210,12 +236,13 @@ class Snapshot:
 
     def _compile(self, key_id: int) -> Key | None:
         row = self.tables.keys.get(key_id)
-        if row is None or row.revoked or not row.enabled:
-            return None
-        tenant_name, tenant_usable = self.tables.tenants.get(row.tenant_id, ("", False))
-        user_name, user_usable = self.tables.users.get(row.user_id, ("", False)) if row.user_id else ("", True)
-        if not (tenant_usable and user_usable):
-            return None
+        # When it ends is looked at with each call.
+        return None if row is None or self.why_unusable(row, float("-inf")) else self.grant(row)
+
+    def grant(self, row: KeyRow) -> Key:
+        """What a key may do, whether or not it may be used now."""
+        tenant_name = self.tables.tenants.get(row.tenant_id, ("", False))[0]
+        user_name = self.tables.users.get(row.user_id, ("", False))[0] if row.user_id else ""
         infer, listing, manage, cloud, in_path = row.rights
         tenant_class, tenant_weight = self.tables.shares.get(row.tenant_id, ("interactive", ORDINARY_WEIGHT))
         return Key(
@@ -244,12 +271,22 @@ class Snapshot:
 
     def key_acting_for(self, address: Address | None, now: float) -> Key | None:
         """The key that calls without one are made with, from a network that an IP rule lets act as it."""
+        acting = self.acting_for(address)
+        return None if acting is None else self._acting_key(acting.key_id, now)
+
+    def acting_for(self, address: Address | None) -> Acting | None:
+        """The rule by which calls from an address need no key."""
         if address is None:
             return None
         for acting in self.acting:
             if acting.network.version == address.version and address in acting.network:
-                return self._acting_key(acting.key_id, now)
+                return acting
         return None
+
+    def count_acting(self, address: Address | None) -> None:
+        """A call is made without a key."""
+        if (acting := self.acting_for(address)) is not None:
+            acting.entry.count(self._tally)
 
     def _acting_key(self, key_id: int, now: float) -> Key | None:
         key = self.key(key_id, now)
@@ -356,14 +393,28 @@ def _by_precision(aliases: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     return sorted(usable, key=lambda alias: _precision(alias[0]))
 
 
-def _grouped(rules: Iterable[tuple[Any, ...]], column: int) -> dict[int, IPRules]:
-    groups: dict[int, list[tuple[str, str]]] = {}
+def current_rules(rules: Iterable[IPRuleRow], now: float) -> list[IPRuleRow]:
+    """Those that have not expired."""
+    return [rule for rule in rules if rule.expires_at is None or rule.expires_at > now]
+
+
+def rules_for_all(rules: Iterable[IPRuleRow], tally: list[Entry] | None = None) -> IPRules:
+    return IPRules(((rule.network, rule.action, rule.id) for rule in rules if rule.is_for_all), tally)
+
+
+def _grouped(rules: Iterable[tuple[int | None, IPRuleRow]], tally: list[Entry]) -> dict[int, IPRules]:
+    groups: dict[int, list[tuple[str, str, int]]] = {}
+    for subject, rule in rules:
+        if subject is not None:
+            groups.setdefault(subject, []).append((rule.network, rule.action, rule.id))
+    return {subject: IPRules(group, tally) for subject, group in groups.items()}
+
+
+def _acting(rules: Iterable[IPRuleRow]) -> list[Acting]:
+    acting = []
     for rule in rules:
-        if rule[column] is not None:
-            groups.setdefault(rule[column], []).append((rule[0], rule[1]))
-    return {subject: IPRules(pairs) for subject, pairs in groups.items()}
-
-
-def _acting(rules: Iterable[tuple[Any, ...]]) -> list[Acting]:
-    acting = [Acting(normalised(rule[0]), rule[4], rule[5]) for rule in rules if rule[4] is not None]
+        if rule.acts_as_id is not None:
+            network = normalised(rule.network)
+            entry = Entry(network, allows=True, rule_id=rule.id)
+            acting.append(Acting(network, rule.acts_as_id, rule.expires_at, entry))
     return sorted(acting, key=lambda entry: -entry.network.prefixlen)

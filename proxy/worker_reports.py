@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +18,7 @@ from django.db.models import QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from proxy.models import ModelJob, RefusalCount, WorkerReport
+from proxy.models import IPRuleUse, ModelJob, RefusalCount, WorkerReport
 from proxy.models.operation import KEEP_REFUSALS
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,10 @@ _UPSERT = (
 )
 
 
+Refusals = dict[tuple[int, str, str], int]  # (minute of the epoch, code, prefix of the key) → how many
+Hits = dict[int, int]  # number of an IP rule → how often it decided
+
+
 @dataclass(frozen=True, slots=True)
 class Status:
     """Of one worker at one moment."""
@@ -46,9 +50,15 @@ class Status:
     revisions: Mapping[str, int]
     calls: int
     waiting: int
+    hits: Hits = field(default_factory=dict)  # since this was last asked
 
 
-Refusals = dict[tuple[int, str, str], int]  # (minute of the epoch, code, prefix of the key) → how many
+# Only of rules that are still there.
+_COUNT_HITS = (
+    "INSERT INTO proxy_ipruleuse (rule_id, hits, last_at) SELECT id, %s, %s FROM tenants_iprule WHERE id = %s "
+    "ON CONFLICT (rule_id) DO UPDATE SET hits = proxy_ipruleuse.hits + excluded.hits, last_at = excluded.last_at"
+)
+
 # Runs a function in the ledger's thread.
 Run = Callable[..., "asyncio.Future[None]"]
 
@@ -62,6 +72,7 @@ class WorkerReports:
         self._started_at = timezone.now()
         self._listens: list[str] = []
         self._refusals: Refusals = {}
+        self._hits: Hits = {}
         self._pruned_at = 0.0
         self._run: Run
         self._task: asyncio.Task[None] | None = None
@@ -75,7 +86,7 @@ class WorkerReports:
         if self._task is None:
             return
         self._task.cancel()
-        leaving = self._run(self._leave, self._taken())
+        leaving = self._run(self._leave, *self._taken())
         leaving.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.wait({leaving}, timeout=1)
 
@@ -90,13 +101,20 @@ class WorkerReports:
         subject = (minute, code, key_prefix)
         self._refusals[subject] = self._refusals.get(subject, 0) + 1
 
+    def hit(self, hits: Mapping[int, int]) -> None:
+        """IP rules that decided."""
+        for rule, count in hits.items():
+            self._hits[rule] = self._hits.get(rule, 0) + count
+
     async def _tell_for_ever(self, status: Callable[[], Status]) -> None:
         failing = False
         await asyncio.sleep(FIRST_SECONDS)
         while True:
-            refusals = self._taken()
+            now = status()
+            self.hit(now.hits)
+            refusals, hits = self._taken()
             try:
-                await self._run(self._write, status(), refusals)
+                await self._run(self._write, now, refusals, hits)
                 failing = False
             except Exception as exc:
                 # The next round tells it, too; the pages say how old what they show is (L5).
@@ -104,11 +122,13 @@ class WorkerReports:
                     logger.warning("The pages cannot be told what this worker does (%s)", type(exc).__name__)
                 failing = True
                 self._put_back(refusals)
+                self.hit(hits)
             await asyncio.sleep(REPORT_SECONDS)
 
-    def _taken(self) -> Refusals:
-        taken, self._refusals = self._refusals, {}
-        return taken
+    def _taken(self) -> tuple[Refusals, Hits]:
+        refusals, hits = self._refusals, self._hits
+        self._refusals, self._hits = {}, {}
+        return refusals, hits
 
     def _put_back(self, refusals: Refusals) -> None:
         for (minute, code, key_prefix), count in refusals.items():
@@ -120,11 +140,12 @@ class WorkerReports:
 
     # In the ledger's thread.
 
-    def _write(self, status: Status, refusals: Refusals) -> None:
+    def _write(self, status: Status, refusals: Refusals, hits: Hits) -> None:
         try:
             with transaction.atomic(using=self._using):
                 self._write_status(status)
                 self._write_refusals(refusals)
+                self._write_hits(hits)
         except (DatabaseError, InterfaceError):
             connections[self._using].close()
             raise
@@ -137,8 +158,9 @@ class WorkerReports:
                 logger.warning("What is old could not be deleted (%s)", type(exc).__name__)
                 connections[self._using].close()
 
-    def _leave(self, refusals: Refusals) -> None:
+    def _leave(self, refusals: Refusals, hits: Hits) -> None:
         self._write_refusals(refusals)
+        self._write_hits(hits)
         self._rows(WorkerReport).filter(host=self._host, pid=os.getpid()).delete()
 
     def _write_status(self, status: Status) -> None:
@@ -168,6 +190,13 @@ class WorkerReports:
             with connection.cursor() as cursor:
                 cursor.executemany(_UPSERT, rows)
 
+    def _write_hits(self, hits: Hits) -> None:
+        connection = connections[self._using]
+        now = connection.ops.adapt_datetimefield_value(timezone.now())
+        if hits:
+            with connection.cursor() as cursor:
+                cursor.executemany(_COUNT_HITS, [(count, now, rule) for rule, count in sorted(hits.items())])
+
     def _write_off(self) -> None:
         """What is old, too much, or of processes that are gone."""
         refusals = self._rows(RefusalCount)
@@ -176,6 +205,7 @@ class WorkerReports:
         if last is not None:
             refusals.filter(minute__lte=last).delete()
         self._rows(WorkerReport).gone().delete()
+        self._rows(IPRuleUse).of_deleted_rules().delete()
         ModelJob.objects.using(self._using).give_up_lost()
 
     def _rows(self, model: type[Any]) -> Any:

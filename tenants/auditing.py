@@ -190,7 +190,7 @@ def _entry(before: models.Model | None, after: models.Model | None, columns: Col
     concerned, was = (side and tracked.tenant(side) for side in (after, before))
     moved = before is not None and after is not None and concerned != was
     return entries(
-        content_type=ContentType.objects.get_for_model(row),
+        content_type=ContentType.objects.db_manager(row._state.db).get_for_model(row),
         object_pk=str(row.pk),
         object_id=row.pk if isinstance(row.pk, int) else None,
         object_repr=_name(row)[:LONGEST_NAME],

@@ -127,13 +127,20 @@ def client_address(request: HttpRequest) -> str:
     nearest = request.META.get("REMOTE_ADDR", "")
     for hop in reversed(request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")):
         try:
-            peer, parsed = _unmapped(nearest), _unmapped(hop.strip())
+            trusted, parsed = _is_proxy(nearest), _unmapped(hop.strip())
         except ValueError:
             break
-        if not any(peer.version == network.version and peer in network for network in settings.TRUSTED_PROXIES):
+        if not trusted:
             break
         nearest = str(parsed)
     return nearest
+
+
+def _is_proxy(peer: str) -> bool:
+    if not peer:
+        return settings.TRUSTS_UNIX
+    parsed = _unmapped(peer)
+    return any(parsed.version == network.version and parsed in network for network in settings.TRUSTED_PROXIES)
 
 
 def network_of(text: str) -> str:

@@ -13,7 +13,7 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError
 
-from proxy import cancellation
+from proxy import cancellation, door
 from proxy.client import Receive, Scope, Send
 from proxy.live.pictures import Row, Viewer
 from proxy.live.viewers import signed_in
@@ -120,6 +120,8 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Channels ha
             await asyncio.sleep(RECHECK_SECONDS)
             try:
                 viewer = await signed_in(self.scope["session"].session_key)
+                if not await door.lets_in(self.runtime, self.scope, counts=False):
+                    viewer = None  # an IP rule shuts them out by now
                 known_at = time.monotonic()
             except (DatabaseError, InterfaceError):
                 if time.monotonic() - known_at < GRACE_SECONDS:

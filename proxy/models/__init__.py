@@ -4,7 +4,7 @@ from proxy.models.cancellations import CallCancellation
 from proxy.models.catalogue import DefaultModels, ModelAlias, ModelPolicy
 from proxy.models.imports import ConfigImport
 from proxy.models.jobs import ModelJob
-from proxy.models.operation import RefusalCount, WorkerReport
+from proxy.models.operation import IPRuleUse, RefusalCount, WorkerReport
 from proxy.models.reports import BackendReport
 from proxy.models.revisions import ConfigRevision
 
@@ -17,6 +17,7 @@ __all__ = [
     "DefaultModels",
     "Delivery",
     "Duty",
+    "IPRuleUse",
     "LimitAlert",
     "ModelAlias",
     "ModelJob",

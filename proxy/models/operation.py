@@ -6,6 +6,8 @@ from typing import Any, Self
 from django.db import models
 from django.db.models.functions import Now
 
+from tenants.models import IPRule
+
 # Workers write every REPORT_SECONDS of proxy/worker_reports.py.
 STALE_AFTER = timedelta(seconds=15)
 KEEP_REFUSALS = timedelta(days=7)
@@ -77,3 +79,27 @@ class RefusalCount(models.Model):
 
     def __str__(self) -> str:
         return f"{self.count} × {self.code} at {self.minute:%Y-%m-%d %H:%M}"
+
+
+class IPRuleUseQuerySet(models.QuerySet["IPRuleUse"]):
+    def of_deleted_rules(self) -> Self:
+        return self.exclude(rule_id__in=IPRule.objects.using(self.db).values("pk"))
+
+
+class IPRuleUse(models.Model):
+    """How often an IP rule decided about a call or a page. Apart from the rule: a change of a rule is one of the rules
+    in force, which every worker then reads anew. Rows of deleted rules are removed by the workers."""
+
+    rule = models.OneToOneField(
+        IPRule, on_delete=models.DO_NOTHING, primary_key=True, db_constraint=False, related_name="use"
+    )
+    hits = models.PositiveBigIntegerField(default=0)
+    last_at = models.DateTimeField(help_text="To within some seconds.")
+
+    objects = IPRuleUseQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = "use of an IP rule"
+
+    def __str__(self) -> str:
+        return f"{self.hits} × {self.rule_id}"

@@ -13,6 +13,7 @@ from proxy.admission import NOT_ACCEPTED, Admission, credentials
 from proxy.credential_failures import CredentialFailures
 from proxy.errors import Forbidden, Refusal, Unauthorized
 from proxy.routes import ROUTES
+from proxy.snapshot import IPRuleRow
 from tenants import keys
 from tests.proxy.rules import ADMISSION, LOOPBACK, NOW, PEPPER, new_key, snapshot
 
@@ -113,7 +114,7 @@ def test_a3_keys_that_are_not_accepted_are_answered_alike():
         said[name] = refusal(snapshot(row, digests=digests), bearer(key))
     row, key, digests = new_key()
     for name, scope in {"key": (None, 1), "tenant": (1, None)}.items():
-        rules = (("10.0.0.0/8", "allow", *scope, None, None),)
+        rules = [IPRuleRow("10.0.0.0/8", "allow", *scope)]
         said[f"foreign address, {name}"] = refusal(snapshot(row, digests=digests, ip_rules=rules), bearer(key))
     said["bad form"] = refusal(snapshot(), bearer(b"ogw_nobody"))
     answers = {(r.status, r.code, r.message, r.retry_after, tuple(r.headers)) for r in said.values()}
@@ -124,7 +125,7 @@ def test_a3_keys_that_are_not_accepted_are_answered_alike():
 
 def test_a3_a_rule_for_all_is_told_before_the_key_is_read(row_key_rules):
     row, key, _ = row_key_rules
-    rules = snapshot(row, ip_rules=(("127.0.0.0/8", "deny", None, None, None, None),))
+    rules = snapshot(row, ip_rules=[IPRuleRow("127.0.0.0/8", "deny")])
     for headers in ([bearer(key)], [bearer(b"junk")], []):
         refused = refusal(rules, *headers)
         assert (type(refused), refused.code) == (Forbidden, "ip_denied")
@@ -319,7 +320,7 @@ def test_p2_a_key_may_do_what_it_has_the_right_to(rights, route, allowed):
 # Networks that act as a key
 
 
-ACTING = (("10.0.0.0/8", "allow", None, None, 1, None),)
+ACTING = [IPRuleRow("10.0.0.0/8", "allow", acts_as_id=1)]
 
 
 @pytest.mark.parametrize("headers", [[], [bearer(b"not-needed")], [(b"authorization", b"ssh-ed25519:signature")]])

@@ -6,7 +6,7 @@ import pytest
 
 from proxy import snapshot as snapshot_module
 from proxy.model_names import InvalidModelName, canonical_pattern
-from proxy.snapshot import Policy, Snapshot, ordered_policies
+from proxy.snapshot import IPRuleRow, Policy, Snapshot, ordered_policies
 from tenants.keys import digest
 from tests.proxy.rules import LOOPBACK, NOW, PEPPER, key_row, limit, new_key, snapshot
 
@@ -63,7 +63,7 @@ def test_a10_the_secret_before_the_last_rotation_works_until_the_overlap_ends():
 
 def test_a7_an_ip_rule_expires_without_any_change_of_the_tables():
     row = key_row()
-    rules = snapshot(row, ip_rules=(("127.0.0.0/8", "deny", None, None, None, NOW + 5),))
+    rules = snapshot(row, ip_rules=[IPRuleRow("127.0.0.0/8", "deny", expires_at=NOW + 5)])
     assert not rules.ip_all.allow(LOOPBACK)
     assert rules.valid_until == NOW + 5
     later = rules.refreshed(NOW + 5)
@@ -77,9 +77,9 @@ def test_i4_a_call_must_pass_the_rules_of_all_of_its_tenant_and_of_its_key():
         row,
         other,
         ip_rules=(
-            ("192.0.2.0/24", "deny", None, None, None, None),
-            ("127.0.0.0/8", "deny", 1, None, None, None),
-            ("127.0.0.1/32", "deny", None, 2, None, None),
+            IPRuleRow("192.0.2.0/24", "deny"),
+            IPRuleRow("127.0.0.0/8", "deny", tenant_id=1),
+            IPRuleRow("127.0.0.1/32", "deny", key_id=2),
         ),
     )
     first, second = key_of(rules, row), key_of(rules, other)

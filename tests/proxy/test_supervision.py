@@ -19,7 +19,7 @@ from proxy.fleet.state import BackendState
 from proxy.ledger import Ledger, ledger
 from proxy.ledger.spool import Spool
 from proxy.runtime import Runtime
-from proxy.snapshot import Backend, Policy, Tables
+from proxy.snapshot import Backend, IPRuleRow, Policy, Tables
 from proxy.threads import WorkThread
 from proxy.upstream.wire import Endpoint, Pool
 from tests.proxy.spooled import opened_row
@@ -182,7 +182,7 @@ async def test_l5_the_sweeper_goes_on_after_an_exception(runtime, caplog):
 async def test_l5_rules_that_cannot_be_put_in_force_leave_the_old_ones(runtime, caplog):
     runtime._apply(Tables(policies=(Policy("a*"),)))
     old = runtime.snapshot
-    runtime._apply(Tables(ip_rules=(("no network", "deny", None, None, None, None),)))
+    runtime._apply(Tables(ip_rules=(IPRuleRow("no network", "deny"),)))
     assert runtime.snapshot is old
     assert "could not be put in force" in caplog.text
     runtime._apply(Tables())
