@@ -94,9 +94,9 @@ def _prepared(pepper: bytes) -> tuple[Any, Any]:
     return tuple(hashlib.sha256(bytes(byte ^ pad for byte in block)) for pad in (0x36, 0x5C))  # type: ignore[return-value]
 
 
-def make_clear_text() -> tuple[str, str]:
-    """(prefix, clear text) of a fresh key."""
-    prefix = "".join(secrets.choice(ALPHABET) for _ in range(PREFIX_LENGTH))
+def make_clear_text(prefix: str = "") -> tuple[str, str]:
+    """(prefix, clear text) of a fresh key; a prefix that is given is of 8 letters and digits."""
+    prefix = prefix or "".join(secrets.choice(ALPHABET) for _ in range(PREFIX_LENGTH))
     secret = "".join(secrets.choice(ALPHABET) for _ in range(SECRET_LENGTH))
     body = f"{BRAND}_{prefix}_{secret}"
     return prefix, body + checksum(body.encode()).decode()
@@ -107,9 +107,9 @@ def create_key(tenant: Tenant, name: str, *, user: User | None = None, **fields:
     return issue(ApiKey(tenant=tenant, user=user, name=name, **fields))
 
 
-def issue(row: ApiKey) -> NewKey:
+def issue(row: ApiKey, prefix: str = "") -> NewKey:
     """Gives a row that was not saved yet its secret, and saves it. Raises ValidationError."""
-    row.prefix, clear_text = make_clear_text()
+    row.prefix, clear_text = make_clear_text(prefix)
     row.digest = digest(clear_text.encode(), settings.KEY_PEPPER)
     row.full_clean()
     row.save(force_insert=True)
