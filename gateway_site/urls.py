@@ -1,11 +1,13 @@
+from functools import partial
+
 from django.conf import settings
 from django.contrib import admin
 from django.urls import include, path
 
-from gateway_site import error_pages, health
+from gateway_site import counters, error_pages, health
 from gateway_site.management_api import api as management_api
 from gateway_site.management_api import config_paths
-from proxy import key_pages, setup_pages
+from proxy import key_pages, limit_pages, setup_pages, webhook_pages
 from proxy.live.views import live
 from tenants import sign_in
 from tenants.urls import urls as people_and_keys
@@ -17,17 +19,20 @@ handler403 = error_pages.forbidden
 handler404 = error_pages.not_found
 handler500 = error_pages.server_error
 
-known = Known(key_pages.model_names, key_pages.example_for, key_pages.facts_of)
+known = Known(key_pages.model_names, key_pages.example_for, partial(key_pages.facts_of, count=counters.counted))
+bars_of = partial(limit_pages.bars_of, count=counters.counted)
 
 urlpatterns = [
     path("livez", health.livez),
     path("readyz", health.readyz),
     path(settings.METRICS_PATH[1:], health.metrics),
-    path("", usage.home, name="home"),
+    path("", usage.home, {"bars_of": bars_of}, name="home"),
     path("usage/", usage.usage, name="usage"),
     path("live/", live, name="live"),
     *people_and_keys(known),
     *setup_pages.urls(),
+    *limit_pages.urls(counters.counted),
+    *webhook_pages.urls(),
     *management_api.urls(),
     *config_paths.urls(),
     path("admin/login/", sign_in.admin_login),

@@ -7,6 +7,7 @@ from typing import Any
 from django.db.models import Q
 from django.utils import timezone
 
+from proxy.limits.states import Count, LimitStates, limits_of_key, nobody_counts
 from proxy.models import RefusalCount
 from proxy.offers import Offer, allowed, example, offers
 from proxy.refusal_reasons import REASONS
@@ -33,6 +34,7 @@ class KeyFacts:
     by_model: list[reports.Line]
     addresses: list[Address]
     refusals: list[dict[str, Any]]  # code, reason, total, latest
+    limits: LimitStates
 
 
 def model_names() -> list[str]:
@@ -45,7 +47,8 @@ def example_for(key: ApiKey) -> str:
     return example(_usable(key))
 
 
-def facts_of(key: ApiKey) -> KeyFacts:
+def facts_of(key: ApiKey, count: Count = nobody_counts) -> KeyFacts:
+    """`count`: what the limits of this process have counted."""
     last = reports.today()
     first = last - timedelta(days=29)
     rows = Q(tenant=key.tenant_id, api_key=key.pk)
@@ -57,6 +60,7 @@ def facts_of(key: ApiKey) -> KeyFacts:
         reports.by_model(rows, first, last),
         _addresses(key),
         _refusals(key),
+        limits_of_key(key, count),
     )
 
 

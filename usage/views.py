@@ -1,5 +1,6 @@
 """The home page and one's own usage."""
 
+from collections.abc import Callable, Sequence
 from datetime import date, timedelta
 
 from django.contrib.auth.decorators import login_required
@@ -7,7 +8,7 @@ from django.http import Http404, HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
 
-from tenants.models import ApiKey
+from tenants.models import ApiKey, User
 from tenants.requests import PersonRequest
 from usage import charts, reports
 from usage.reports import Scope
@@ -18,11 +19,13 @@ SOME_KEYS = 6
 
 
 @login_required
-def home(request: PersonRequest) -> HttpResponse:
+def home(request: PersonRequest, bars_of: Callable[[User], Sequence[object]]) -> HttpResponse:
+    """`bars_of`: how the limits stand that hold for somebody, which is proxy's to know."""
     scopes = reports.scopes(request.user)
     scope = _chosen(request, scopes)
     today = reports.today()
     context = {"scopes": scopes, "scope": scope, "now": timezone.now(), "zone": reports.reporting_zone().key}
+    context["bars"] = bars_of(request.user)
     if scope is not None:
         days = reports.by_day(scope.rows, today - timedelta(days=29), today)
         context |= {

@@ -20,6 +20,8 @@ from proxy.limits.subjects import LimitTable
 from proxy.models import WorkerReport
 from tenants.models import ApiKey, Limit
 
+# How a default is counted before it is anybody's (LimitTable).
+EACH_KEY = "default 0"
 # (rules, address) → what is used and held of each; None where this process does not count. See Runtime.counted.
 Count = Callable[[Sequence[Rule], str], Counted | None]
 
@@ -113,7 +115,8 @@ def limits_of_key(key: ApiKey, count: Count, address: str = "") -> LimitStates:
 
 
 def states_of(limits: Iterable[Limit], count: Count) -> LimitStates:
-    """How limits stand that have one counter: of tenants, users and keys. Of the others nothing is known."""
+    """How limits of tenants, users and keys stand. Of those that each key or address has a counter of its own for,
+    nothing is known here."""
     rows = {row.pk: row for row in limits}
     now = time.time()
     rules = {rule.id: rule for rule in LimitTable(map(compiled, rows.values()), now).all()}
@@ -121,8 +124,8 @@ def states_of(limits: Iterable[Limit], count: Count) -> LimitStates:
 
 
 def _states(pairs: list[tuple[Limit, Rule]], count: Count, now: float, address: str) -> LimitStates:
-    countable = [rule for row, rule in pairs if address or not rule.per_address]
-    found = count(countable, address) if countable else None
+    countable = [rule for _, rule in pairs if (address or not rule.per_address) and rule.counted_for != EACH_KEY]
+    found = count(countable, address)
     if found is None:
         used = _recorded(pairs, now)
         source: Source = "recorded"
@@ -140,6 +143,7 @@ def _recorded(pairs: list[tuple[Limit, Rule]], now: float) -> dict[int, int | No
     return {
         rule.id: known.get(rule.window_at(now, "", zone).key, 0) if recorded.covers(row.scope, rule) else None
         for row, rule in pairs
+        if rule.counted_for != EACH_KEY
     }
 
 

@@ -225,7 +225,7 @@ class ApiKeyAdmin(admin.ModelAdmin):
         )
         page = ask(
             self, request, queryset, title="Switch these keys off?", button="Switch off",
-            text="Their calls are refused, and those that run are cut, until an administrator switches the keys on again.",
+            text="Their calls are refused, and those that run are cut, until an administrator switches them on again.",
             detail=_whose, nothing="None of these keys is on.",
         )  # fmt: skip
         return page or apply(self, request, queryset, "Switched off", **switched(on=False, by=Authority.ADMINISTRATOR))

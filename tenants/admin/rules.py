@@ -1,10 +1,6 @@
 """From where, and how much."""
 
-from typing import Any
-
-from django import forms
 from django.contrib import admin
-from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
@@ -12,6 +8,7 @@ from django.utils.safestring import SafeString
 
 from tenants import money
 from tenants.administering import apply, ask, badge
+from tenants.limit_forms import AmountsForm
 from tenants.models import IPRule, Limit
 
 
@@ -45,49 +42,25 @@ class IPRuleAdmin(admin.ModelAdmin):
         return badge("expired", "off") if over else badge("in force", "ok")
 
 
-class LimitForm(forms.ModelForm):
-    """The amount of a cost is written in units of the currency, as at the shell."""
-
-    amount = forms.CharField(
-        max_length=40, help_text="A whole number; a cost in units of the currency, e.g. 25.50. 0 refuses everything."
-    )
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if self.instance.pk and self.instance.metric == Limit.Metric.COST:
-            self.initial["amount"] = money.shown(self.instance.amount)
-
-    def clean(self) -> dict[str, Any]:
-        cleaned = super().clean()
-        text, metric = cleaned.get("amount"), cleaned.get("metric")
-        if text is None:
-            return cleaned
-        try:
-            amount = money.to_nano(text)
-        except ValueError as exc:
-            raise ValidationError({"amount": str(exc)}) from None
-        if metric != Limit.Metric.COST:
-            amount, decimals = divmod(amount, money.ONE)
-            if decimals:
-                raise ValidationError({"amount": "Write a whole number."})
-        return {**cleaned, "amount": amount}
-
-
 @admin.register(Limit)
 class LimitAdmin(admin.ModelAdmin):
     purpose = "How many calls, tokens, cost or calls at a time, for whom and in which window."
-    form = LimitForm
-    list_display = ["subject_shown", "metric", "shown_amount", "shown_window", "model", "shown_mode"]
-    list_filter = ["scope", "metric", "window", "mode"]
-    list_select_related = ["tenant", "user", "key"]
+    form = AmountsForm
+    list_display = ["subject_shown", "metric", "shown_amount", "shown_window", "model", "shown_mode", "alert", "set_by"]
+    list_filter = ["scope", "metric", "window", "mode", "alert", ("managed_by", admin.EmptyFieldListFilter)]
+    list_select_related = ["tenant", "user", "key", "managed_by"]
     search_fields = ["tenant__name", "user__username", "key__name", "key__prefix", "model"]
     search_help_text = "Tenant, user, key or model"
     autocomplete_fields = ["tenant", "user", "key"]
     fieldsets = [
         ("For whom", {"fields": ["scope", "tenant", "user", "key"]}),
         ("How much", {"fields": ["metric", "amount", "window", "window_seconds", "model"]}),
-        ("What happens when it is used up", {"fields": ["mode"]}),
-    ]
+        ("What happens when it is used up", {"fields": ["mode", "alert"]}),
+        ("More for a while", {
+            "fields": ["override_amount", "override_until"],
+            "description": "From that moment on the old amount holds again, by itself.",
+        }),
+    ]  # fmt: skip
     ordering = ["scope", "id"]
     actions = ["only_count", "enforce"]
 
@@ -98,7 +71,16 @@ class LimitAdmin(admin.ModelAdmin):
 
     @admin.display(description="amount", ordering="amount")
     def shown_amount(self, limit: Limit) -> str:
-        return money.shown(limit.amount) if limit.metric == Limit.Metric.COST else f"{limit.amount:,}"
+        if not limit.override_holds:
+            return _written(limit, limit.amount)
+        until = timezone.localtime(limit.override_until)
+        return f"{_written(limit, limit.override_amount or 0)} until {until:%Y-%m-%d %H:%M}, then " + _written(
+            limit, limit.amount
+        )
+
+    @admin.display(description="set by", ordering="managed_by")
+    def set_by(self, limit: Limit) -> str:
+        return f"owners of {limit.managed_by}" if limit.managed_by else "administrators"
 
     @admin.display(description="window", ordering="window")
     def shown_window(self, limit: Limit) -> str:
@@ -127,3 +109,7 @@ class LimitAdmin(admin.ModelAdmin):
             text="What is over them already is refused from now on.", nothing="All of these limits are enforced.",
         )  # fmt: skip
         return page or apply(self, request, queryset, "Enforced", mode=Limit.Mode.ENFORCE)
+
+
+def _written(limit: Limit, amount: int) -> str:
+    return money.shown(amount) if limit.metric == Limit.Metric.COST else f"{amount:,}"

@@ -212,6 +212,9 @@ class Limit(models.Model):
             raise ValidationError({"window": "Concurrent calls have no window, every other metric has one."})
         if (self.window == self.Window.SECONDS) != bool(self.window_seconds):
             raise ValidationError({"window_seconds": "Give a number of seconds for a rolling window, and only there."})
+        calendar = (self.Window.HOUR, self.Window.DAY, self.Window.MONTH)
+        if self.alert and (self.window not in calendar or self.scope == self.Scope.ADDRESS):
+            raise ValidationError({"alert": "Alerts go with calendar hours, days and months, and not with addresses."})
         self._clean_override()
 
     def _clean_override(self) -> None:

@@ -117,6 +117,7 @@ def show(request: PersonRequest, known: Known, prefix: str) -> HttpResponse:
         "key": key,
         "facts": known.facts_of(key),
         "rules": key.ip_rules.order_by("cidr"),
+        "may_limit": not key.revoked_at and request.user.tenants_owned().filter(pk=key.tenant_id).exists(),
         "may_switch_on": may_undo(authority_in(request.user, key.tenant_id), key.switched_off_by),
         "may_rotate": not key.imported and _may_know_secret(request.user, key),
         **_examples(key, PLACEHOLDER, known),

@@ -6,9 +6,11 @@ from django.db import connection, transaction
 from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver, reverse
 
+from proxy.credentials import seal
+from proxy.models import Webhook
 from tenants import invitations
 from tenants.models import Membership, Role
-from tests.factories import make_admin, make_key, make_user
+from tests.factories import make_admin, make_key, make_limit, make_user
 from usage import reports
 from usage.models import DailyUsage
 
@@ -34,6 +36,20 @@ GET = {
     "key_revoke": (302, 404, 404, 200, 200, 404, 404),
     "key of the owner": (302, 404, 404, 404, 200, 404, 404),
     "service key": (302, 404, 404, 404, 200, 404, 404),
+    "limits": (302, 200, 200, 200, 200, 200, 200),
+    "limit_new": (302, 404, 404, 404, 200, 404, 404),
+    "limit_edit": (302, 404, 404, 404, 200, 404, 404),
+    "limit_delete": (302, 404, 404, 404, 200, 404, 404),
+    "edit a limit of administrators": (302, 404, 404, 404, 404, 404, 404),
+    "limits_test_mail": (302, 405, 405, 405, 405, 405, 405),
+    "webhooks": (302, 403, 403, 403, 200, 200, 403),
+    "webhook_new": (302, 403, 403, 403, 200, 200, 403),
+    "webhook": (302, 404, 404, 404, 200, 404, 404),
+    "webhook_secret": (302, 404, 404, 404, 302, 404, 404),
+    "webhook_renew": (302, 405, 405, 405, 405, 405, 405),
+    "webhook_test": (302, 405, 405, 405, 405, 405, 405),
+    "webhook_switch": (302, 405, 405, 405, 405, 405, 405),
+    "webhook_delete": (302, 404, 404, 404, 200, 404, 404),
     "people": (302, 403, 403, 403, 200, 200, 200),
     "invite": (302, 403, 403, 403, 200, 200, 200),
     "change_role": (302, 405, 405, 405, 405, 405, 405),
@@ -61,6 +77,18 @@ POST = {
     "key_revoke": (302, 404, 404, 302, 302, 404, 404),
     "revoke the key of the owner": (302, 404, 404, 404, 302, 404, 404),
     "revoke a service key": (302, 404, 404, 404, 302, 404, 404),
+    "limits": (302, 405, 405, 405, 405, 405, 405),
+    "limit_new": (302, 404, 404, 404, 302, 404, 404),
+    "limit_edit": (302, 404, 404, 404, 302, 404, 404),
+    "limit_delete": (302, 404, 404, 404, 302, 404, 404),
+    "edit a limit of administrators": (302, 404, 404, 404, 404, 404, 404),
+    "delete a limit of administrators": (302, 404, 404, 404, 404, 404, 404),
+    "limits_test_mail": (302, 403, 403, 403, 302, 302, 302),
+    "webhook_new": (302, 403, 403, 403, 200, 200, 403),  # for a tenant that is not offered: the form again
+    "webhook_renew": (302, 404, 404, 404, 302, 404, 404),
+    "webhook_test": (302, 404, 404, 404, 302, 404, 404),
+    "webhook_switch": (302, 404, 404, 404, 302, 404, 404),
+    "webhook_delete": (302, 404, 404, 404, 302, 404, 404),
     "invite": (302, 403, 403, 403, 200, 200, 200),  # to a tenant that is not offered: the form again
     "change_role": (302, 403, 403, 403, 302, 404, 302),
     "remove_person": (302, 403, 403, 403, 302, 404, 302),
@@ -76,6 +104,8 @@ FIELDS = {
     "key_rotate": {"overlap": "1d"},
     "key_switch": {"to": "off"},
     "change_role": {"role": "viewer"},
+    "limit_edit": {"amount": "7", "mode": "enforce"},
+    "webhook_switch": {"to": "off"},
     "setup_key": {"name": "k"},
 }
 
@@ -100,7 +130,18 @@ def addresses(acme, alice, bob, charlie):
     service = make_key(acme, "service").row
     new = invitations.invite(acme, "new@example.com", Role.MEMBER, alice)
     membership = Membership.objects.get(user=bob)
+    limit = make_limit(5, tenant=acme, window="day", managed_by=acme)
+    above = make_limit(9, tenant=acme, window="day")
+    FIELDS["limit_new"] = {
+        "whom": f"tenant:{acme.pk}", "metric": "tokens", "window": "day", "amount": "7", "mode": "enforce",
+    }  # fmt: skip
+    webhook = Webhook.objects.create(tenant=acme, url="http://203.0.113.7/x", secret_encrypted=seal("s"))
     paths = {
+        "limit_new": reverse("limit_new", args=[acme.pk]),
+        "limit_edit": reverse("limit_edit", args=[limit.pk]),
+        "limit_delete": reverse("limit_delete", args=[limit.pk]),
+        "edit a limit of administrators": reverse("limit_edit", args=[above.pk]),
+        "delete a limit of administrators": reverse("limit_delete", args=[above.pk]),
         "usage of acme": f"{reverse('usage')}?of=tenant-{acme.pk}",
         "usage of mine": f"{reverse('usage')}?of=mine",
         "key of the owner": reverse("key", args=[owners.prefix]),
@@ -118,6 +159,8 @@ def addresses(acme, alice, bob, charlie):
     for name in ("key", "key_secret", "key_edit", "key_rotate", "key_switch", "key_revoke", "setup_answer",
                  "setup_answer_state"):  # fmt: skip
         paths[name] = reverse(name, args=[key.prefix])
+    for name in ("webhook", "webhook_secret", "webhook_renew", "webhook_test", "webhook_switch", "webhook_delete"):
+        paths[name] = reverse(name, args=[webhook.pk])
     return paths
 
 

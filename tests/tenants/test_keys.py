@@ -90,7 +90,7 @@ def test_an_output_cap_of_nothing_is_refused(db):
         make_key(max_output_tokens=0)
 
 
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
+@hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
 @given(st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, max_size=100))
 def test_any_name_is_kept_as_it_is(db, name):
     row = make_key(make_tenant(), name).row
