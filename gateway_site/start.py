@@ -14,6 +14,7 @@ from proxy.config_json.importing import Report, import_file
 from proxy.config_json.reading import BadConfig
 from proxy.default_models import SEEDS
 from proxy.models import DefaultModels, ModelAlias
+from tenants.auditing import change
 from tenants.keys import create_key
 from tenants.models import ApiKey, IPRule, Tenant
 
@@ -117,7 +118,8 @@ def seed_aliases() -> None:
     DefaultModels.the_row()
     unseeded = DefaultModels.objects.filter(aliases_seeded_at=None)
     if unseeded.update(aliases_seeded_at=timezone.now()) and not ModelAlias.objects.exists():
-        ModelAlias.objects.bulk_create(ModelAlias(pattern=pattern, model=target) for pattern, target in SEEDS)
+        for pattern, target in SEEDS:
+            ModelAlias.objects.create(pattern=pattern, model=target)
 
 
 @transaction.atomic
@@ -131,7 +133,7 @@ def open_to_loopback() -> None:
         if found.filter(acts_as__in=usable).exists():
             continue
         key = _open_key()
-        if not found.update(acts_as=key):
+        if not change(found, acts_as=key):
             IPRule.objects.create(cidr=cidr, action="allow", acts_as=key, note="serve --open")
 
 

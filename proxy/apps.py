@@ -8,7 +8,10 @@ class ProxyConfig(AppConfig):
 
     def ready(self) -> None:
         from proxy import checks  # noqa: F401 - registers itself
+        from proxy.audited import track_tables
         from proxy.triggers import install_after_migrate
+
+        track_tables()
 
         # SQLite drops a table's triggers when a migration rebuilds it, so they are put back after each one.
         post_migrate.connect(install_after_migrate, sender=self)

@@ -11,6 +11,7 @@ from django.core.exceptions import ValidationError
 from proxy.backend_url import normalise_backend_url
 from proxy.models import Backend
 from proxy.resolution import addresses_of, refuse_where_it_leads
+from tenants.auditing import change
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def own(url: str) -> Backend:
 
 def let_go() -> None:
     """No variable names a server any more: the row becomes an ordinary one."""
-    Backend.objects.filter(set_by_environment=True).update(set_by_environment=False)
+    change(Backend.objects.filter(set_by_environment=True), set_by_environment=False)
 
 
 def begin_with(url: str) -> Backend | None:

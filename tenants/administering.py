@@ -23,7 +23,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from tenants import money, shown_once
-from tenants.announcements import rules_changed
+from tenants.auditing import change
 
 # Rows that a page which asks first names one by one.
 MOST_NAMED = 100
@@ -205,8 +205,7 @@ def apply(model_admin: admin.ModelAdmin, request: HttpRequest, rows: QuerySet, w
         # By number: their state may be what they were found by.
         found = model_admin.model._default_manager.filter(pk__in=list(rows.values_list("pk", flat=True)))
         LogEntry.objects.log_actions(request.user.pk, found, CHANGE, f"{what}.")
-        count = found.update(**changes)
-        rules_changed()
+        count = change(found, **changes)
     model_admin.message_user(request, f"{what}: {count}.", messages.SUCCESS)
 
 

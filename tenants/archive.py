@@ -5,7 +5,7 @@ from typing import Self
 from django.db import models
 from django.utils import timezone
 
-from tenants.announcements import rules_changed
+from tenants.auditing import Audited, change
 
 
 class ArchivableQuerySet(models.QuerySet):
@@ -15,12 +15,10 @@ class ArchivableQuerySet(models.QuerySet):
 
     def archive(self) -> int:
         """Archives the rows that are not; returns how many."""
-        count = self.current().update(archived_at=timezone.now())
-        rules_changed(self.db)
-        return count
+        return change(self.current(), archived_at=timezone.now())
 
 
-class Archivable(models.Model):
+class Archivable(Audited):
     archived_at = models.DateTimeField(
         null=True, blank=True, editable=False, help_text="When it was deleted; its usage records stay."
     )

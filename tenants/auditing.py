@@ -16,7 +16,7 @@ from auditlog.registry import AuditlogModelRegistry
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import ObjectDoesNotExist
 from django.core.serializers.json import DjangoJSONEncoder
-from django.db import models, transaction
+from django.db import models, router, transaction
 from django.db.models.signals import post_delete, post_save, pre_save
 
 from tenants.acting import who_acts
@@ -42,7 +42,20 @@ class Tracked:
     hidden: frozenset[str]
     words: Mapping[str, Callable[[Any], Any]]
     tenant: Callable[[Any], int | None]
+    name: Callable[[Any], str]
     only_made: bool
+
+
+class Audited(models.Model):
+    """Of our own tables: a row and the entry of its change are saved together, or neither."""
+
+    class Meta:
+        abstract = True
+
+    def save(self, *args: Any, using: str | None = None, **kwargs: Any) -> None:
+        using = using or router.db_for_write(type(self), instance=self)
+        with transaction.atomic(using=using, savepoint=False):
+            super().save(*args, using=using, **kwargs)
 
 
 _tracked: dict[type[models.Model], Tracked] = {}
@@ -56,13 +69,14 @@ def track(
     words: Mapping[str, Callable[[Any], Any]] | None = None,
     many: Iterable[str] = (),
     tenant: Callable[[Any], int | None] = lambda row: None,
+    name: Callable[[Any], str] = str,
     only_made: bool = False,
 ) -> None:
     """Has each change of a table audited. Called when its app is ready.
 
     `ignored`: columns that change by themselves (counters, moments of use). `hidden`: secrets besides those that go
     without saying. `words`: how a column is written, given the row. `many`: many-to-many fields. `tenant`: the id of
-    whom a row concerns. `only_made`: that a row was made is noted, and nothing after.
+    whom a row concerns. `name`: what a row is called. `only_made`: that a row was made is noted, and nothing after.
     """
     columns = tuple(
         column
@@ -73,7 +87,7 @@ def track(
     secrets = {
         column.name for column in columns if isinstance(column, models.BinaryField) or _SECRET.search(column.name)
     }
-    _tracked[model] = Tracked(columns, frozenset({*secrets, *hidden}), words or {}, tenant, only_made)
+    _tracked[model] = Tracked(columns, frozenset({*secrets, *hidden}), words or {}, tenant, name, only_made)
     _registry.register(model, m2m_fields=set(many))
 
 
@@ -270,7 +284,7 @@ def _related(row: models.Model, column: models.Field) -> str:
 
 def _name(row: models.Model) -> str:
     try:
-        return str(row)
+        return _tracked[type(row)].name(row) if type(row) in _tracked else str(row)
     except ObjectDoesNotExist:  # what it is named after is gone
         return f"{row._meta.verbose_name} {row.pk}"
 

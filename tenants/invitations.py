@@ -12,6 +12,7 @@ from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils import timezone
 
+from tenants.auditing import change
 from tenants.keys import digest
 from tenants.models import Invitation, Membership, Tenant, User
 
@@ -34,7 +35,7 @@ def invite(tenant: Tenant, email: str, role: str, by: User) -> NewInvitation:
     """A new invitation; earlier ones to the same address end."""
     token = secrets.token_urlsafe(32)
     with transaction.atomic():
-        Invitation.objects.filter(tenant=tenant, email__iexact=email).open().update(withdrawn_at=timezone.now())
+        change(Invitation.objects.filter(tenant=tenant, email__iexact=email).open(), withdrawn_at=timezone.now())
         row = Invitation.objects.create(
             tenant=tenant,
             email=email,
@@ -67,7 +68,8 @@ def accept(invitation: Invitation, user: User) -> Membership:
     with transaction.atomic():
         # Locked first: an update of open() asks in a subquery whether it is, before it waits for another update.
         Invitation.objects.select_for_update().get(pk=invitation.pk)
-        taken = Invitation.objects.filter(pk=invitation.pk).open().update(accepted_at=timezone.now(), accepted_by=user)
+        still_open = Invitation.objects.filter(pk=invitation.pk).open()
+        taken = change(still_open, accepted_at=timezone.now(), accepted_by=user)
         if not taken:
             raise NotOpen
         membership, _ = Membership.objects.get_or_create(

@@ -4,6 +4,7 @@ from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.db.models import QuerySet
 
+from tenants.auditing import change
 from tenants.authority import switched
 from tenants.models import ApiKey, Authority, Membership, Role, Tenant
 
@@ -22,7 +23,7 @@ def change_role(membership: Membership, role: str) -> int:
     if role != Role.VIEWER:
         return 0
     # Those that are off already stay with whoever switched them off.
-    return keys_of(membership).filter(enabled=True).update(**switched(on=False, by=Authority.OWNER))
+    return change(keys_of(membership).filter(enabled=True), **switched(on=False, by=Authority.OWNER))
 
 
 @transaction.atomic

@@ -1,13 +1,12 @@
 """Records as CSV or JSON, streamed: memory does not grow with their number (threats T10, U12)."""
 
-import csv
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from django.db.models import Q, QuerySet
 
-from tenants import money
+from tenants import money, spreadsheets
 from usage.models import UsageRecord
 
 PAGE = 2000
@@ -21,8 +20,6 @@ COLUMNS = (
 )  # fmt: skip
 # Where the column of the export is not the field of the record.
 _FIELDS = {"tenant": "tenant_name", "user": "user_name", "key": "key_name", "cost": "cost_nano"}
-# What spreadsheets take for the beginning of a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def rows(records: QuerySet[UsageRecord]) -> Iterator[dict[str, Any]]:
@@ -56,21 +53,5 @@ def as_json(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
     yield "[]\n" if separator == "[\n" else "\n]\n"
 
 
-class _Echo:
-    def write(self, line: str) -> str:
-        return line
-
-
 def as_csv(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """Text is quoted, numbers are not."""
-    writer = csv.writer(_Echo(), quoting=csv.QUOTE_NONNUMERIC)
-    yield writer.writerow(COLUMNS)
-    for row in rows:
-        yield writer.writerow([cell(value) for value in row.values()])
-
-
-def cell(value: Any) -> Any:
-    """A value that no spreadsheet runs as a formula."""
-    if isinstance(value, str) and value.lstrip(" ").startswith(_FORMULA):
-        return f"'{value}"
-    return value
+    return spreadsheets.as_csv(COLUMNS, (row.values() for row in rows))

@@ -9,6 +9,7 @@ from django.db.models import Q
 
 from proxy.default_models import WORDS
 from proxy.model_names import InvalidModelName, parse
+from tenants.auditing import Audited
 
 # What Go's time.ParseDuration takes, or a number of seconds.
 _DURATION = re.compile(r"[-+]?((\d+(\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h))+|[-+]?\d+(\.\d*)?", re.ASCII)
@@ -36,7 +37,7 @@ def validate_alias_target(value: str) -> None:
         validate_model_name(value)
 
 
-class ModelAlias(models.Model):
+class ModelAlias(Audited):
     """Serves one model under another name. An exact name beats the longest pattern."""
 
     pattern = models.CharField(max_length=500, unique=True, help_text='A name or a pattern, e.g. "gpt-4o" or "gpt-*".')
@@ -63,7 +64,7 @@ class ModelAlias(models.Model):
         return WORDS.get(self.model, self.model)
 
 
-class DefaultModels(models.Model):
+class DefaultModels(Audited):
     """The one row of what @chat and @embedding lead to."""
 
     chat_model = models.CharField(
@@ -94,7 +95,7 @@ class DefaultModels(models.Model):
         return cls.objects.get_or_create(id=1)[0]
 
 
-class ModelPolicy(models.Model):
+class ModelPolicy(Audited):
     """What is set for every call of a model, whatever the call asks for: Ollama reloads a model when these change."""
 
     pattern = models.CharField(max_length=500, unique=True, help_text='A model or a pattern; "*" for all.')

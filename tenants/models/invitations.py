@@ -7,6 +7,7 @@ from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 
+from tenants.auditing import Audited
 from tenants.models.people import Role, Tenant, User
 
 
@@ -18,7 +19,7 @@ class InvitationQuerySet(models.QuerySet["Invitation"]):
         )
 
 
-class Invitation(models.Model):
+class Invitation(Audited):
     """The link is sent and shown once; the row keeps its digest (tenants/invitations.py)."""
 
     tenant = models.ForeignKey(Tenant, on_delete=models.CASCADE, related_name="invitations")

@@ -9,7 +9,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
 
-from tenants.announcements import rules_changed
+from tenants.auditing import Audited, change
 from tenants.models.people import WEIGHTS, Authority, LatencyClass, Tenant, User
 
 
@@ -37,12 +37,10 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
 
     def revoke(self) -> int:
         """Revokes the keys that are not; returns how many."""
-        count = self.filter(revoked_at=None).update(revoked_at=timezone.now())
-        rules_changed(self.db)
-        return count
+        return change(self.filter(revoked_at=None), revoked_at=timezone.now())
 
 
-class ApiKey(models.Model):
+class ApiKey(Audited):
     """What a call is made with. The secret is shown once; the row keeps its digest."""
 
     tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="keys")

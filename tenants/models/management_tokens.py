@@ -8,6 +8,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
 
+from tenants.auditing import Audited, change
 from tenants.models.people import Tenant, User
 
 # What a token may be used for, as far as its user may do it. The word after the colon is always "write".
@@ -35,10 +36,10 @@ class ManagementTokenQuerySet(models.QuerySet["ManagementToken"]):
 
     def revoke(self) -> int:
         """Revokes those that are not; returns how many. It holds at once: tokens are looked up for each request."""
-        return self.filter(revoked_at=None).update(revoked_at=timezone.now())
+        return change(self.filter(revoked_at=None), revoked_at=timezone.now())
 
 
-class ManagementToken(models.Model):
+class ManagementToken(Audited):
     """Reaches as far as its user does at that moment, and no further than its scopes. The row keeps a digest."""
 
     user = models.ForeignKey(

@@ -6,6 +6,7 @@ from django.db import models
 from django.db.models import Q
 
 from tenants.archive import Archivable
+from tenants.auditing import Audited
 
 
 class Role(models.TextChoices):
@@ -68,7 +69,7 @@ class Tenant(Archivable):
         return self.name
 
 
-class User(AbstractUser):
+class User(AbstractUser, Audited):
     """A person who can sign in. Inactive users' keys stop working at once."""
 
     tenants = models.ManyToManyField(Tenant, through="Membership", related_name="users")
@@ -84,7 +85,7 @@ class User(AbstractUser):
         return self.tenants_with_role(Role.OWNER, Role.MEMBER)
 
 
-class Membership(models.Model):
+class Membership(Audited):
     tenant = models.ForeignKey(Tenant, on_delete=models.CASCADE, related_name="memberships")
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="memberships")
     role = models.CharField(max_length=10, choices=Role, default=Role.MEMBER)

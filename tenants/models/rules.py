@@ -10,6 +10,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from tenants import money
+from tenants.auditing import Audited
 from tenants.models.keys import ApiKey
 from tenants.models.people import Tenant, User
 
@@ -21,7 +22,7 @@ def validate_network(value: str) -> None:
         raise ValidationError(f"{exc}. Write a network such as 10.0.0.0/8, or one address.") from None
 
 
-class IPRule(models.Model):
+class IPRule(Audited):
     """Within a scope the longest prefix wins, deny on a tie; a scope with any allow rule denies the rest."""
 
     class Action(models.TextChoices):
@@ -80,7 +81,7 @@ class LimitQuerySet(models.QuerySet["Limit"]):
         )
 
 
-class Limit(models.Model):
+class Limit(Audited):
     """How much of one thing, in one window, for one scope. Limits of outer scopes hold as well."""
 
     class Scope(models.TextChoices):

@@ -14,6 +14,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_POST
 
 from tenants import invitations, memberships, rate_limits
+from tenants.auditing import change
 from tenants.forms import InvitationForm
 from tenants.models import Invitation, Membership, Role, Tenant
 from tenants.rate_limits import limited
@@ -104,7 +105,7 @@ def remove(request: PersonRequest, pk: int) -> HttpResponse:
 def withdraw(request: PersonRequest, pk: int) -> HttpResponse:
     rows = Invitation.objects.open().filter(pk=pk, tenant__in=_governed(request))
     invitation = get_object_or_404(rows)
-    rows.update(withdrawn_at=timezone.now())
+    change(rows, withdrawn_at=timezone.now())
     messages.success(request, f"The invitation of {invitation.email} is withdrawn; its link does not work any more.")
     return redirect("people")
 

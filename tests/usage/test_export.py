@@ -7,9 +7,9 @@ import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
 
+from tenants.spreadsheets import cell
 from tests.factories import NOON, make_key, make_usage
 from usage import export
-from usage.export import cell
 
 pytestmark = pytest.mark.django_db
 

@@ -4,8 +4,10 @@ from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 
+from tenants.auditing import Audited
 
-class Price(models.Model):
+
+class Price(Audited):
     """Of the prices whose pattern fits, the exact name beats the longest pattern, and the newest valid row counts."""
 
     model = models.CharField(max_length=500, help_text='A model or a pattern, e.g. "llama3.2:latest" or "qwen3:*".')
