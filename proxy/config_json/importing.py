@@ -21,9 +21,10 @@ from django.db.models import Model, Q
 from proxy.config_json.reading import BadConfig, ConfigJson, RateLimit, read
 from proxy.models import Backend, ConfigImport
 from proxy.own_listeners import address_of_a_backend
+from tenants import authority
 from tenants.announcements import rules_changed
 from tenants.keys import adopt, digests
-from tenants.models import ApiKey, IPRule, Limit, Tenant
+from tenants.models import ApiKey, Authority, IPRule, Limit, Tenant
 
 TENANT = "default"
 NOTE = "config.json"
@@ -134,13 +135,11 @@ class _Import:
         if (label := _label(row)) not in self.memory.taken_back:
             return False
         self.memory.taken_back.remove(label)
-        row.enabled = True
-        row.save(update_fields=["enabled"])
+        _switch(row, on=True)
         return True
 
     def _switch_off(self, row: Backend | ApiKey) -> None:
-        row.enabled = False
-        row.save(update_fields=["enabled"])
+        _switch(row, on=False)
         self.memory.taken_back.append(_label(row))
 
     def _take_back(self, field: str, named: set[str]) -> None:
@@ -248,6 +247,14 @@ class _Import:
             rule.save()
             made[cidr] = rule.pk
             self._say(field, f"added the rule {rule} for all", changed=True)
+
+
+def _switch(row: Backend | ApiKey, *, on: bool) -> None:
+    # Whoever owns the file decides as an administrator does.
+    values = authority.switched(on=on, by=Authority.ADMINISTRATOR) if isinstance(row, ApiKey) else {"enabled": on}
+    for name, value in values.items():
+        setattr(row, name, value)
+    row.save(update_fields=list(values))
 
 
 def _new_key(tenant: str, key: str, number: int) -> ApiKey:

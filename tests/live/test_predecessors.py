@@ -24,7 +24,7 @@ import pytest_asyncio
 from gateway_site.server.listeners import what_to_do
 from proxy.fake_ollama import FakeOllama
 from proxy.models import Backend
-from tenants.models import IPRule, Limit
+from tenants.models import ApiKey, IPRule, Limit
 from tests.live.gateway import ROOT, Gateway
 from tests.live.seen import calls
 from tests.ports import free_port
@@ -55,6 +55,7 @@ class Cast:
 
     gateway: Gateway  # as users of A–D start it: flags, no key
     by_variables: Gateway  # as users of E do
+    by_file: Gateway  # as users of B do: config.json is there, and nothing else is said
     metrics_port: int
     fake: FakeOllama
 
@@ -396,13 +397,101 @@ async def config_paths(cast: Cast) -> None:
             assert (await client.get(path)).status_code in (401, 403), path  # there, and for administrators only
 
 
-def import_config(**part: Any) -> Check:
-    async def check(cast: Cast) -> None:
-        path = Path(cast.gateway.directory) / "their-config.json"
-        path.write_text(json.dumps(part))
-        await command(f"import_config {path}", says="")(cast)
+THEIR_KEY = "ahP7DieD7rNpTUa6No--iJpOaXY3TDK8dIjKg0cp-hI="
 
-    return check
+
+def config_json(server: str, port: int) -> dict[str, Any]:
+    """Theirs, with what tells whether it is taken."""
+    return {
+        "ollamaAddresses": [server],
+        "gatewayAddress": f"localhost:{port}",
+        "logging": True,
+        "authHeaderName": "X-Their-Header",
+        "apiKeys": [THEIR_KEY],
+        "rateLimit": {"maxRequests": 25, "timeWindowSeconds": 30, "enabled": True},
+        "security": {"allowIps": ["127.0.0.0/8", "198.51.100.0/24"], "denyIps": ["198.51.100.7"]},
+        "metrics": {"enabled": True, "endpoint": "/numbers", "namespace": "gateway"},
+    }
+
+
+def by_file(cast: Cast, address: str = "127.0.0.1", **headers: str) -> httpx.AsyncClient:
+    """A client of the gateway that was started with their file, at an address."""
+    return cast.client(cast.by_file, **{"x-forwarded-for": address, **headers})
+
+
+async def server_of_the_file(cast: Cast) -> None:
+    assert cast.by_file.rows(Backend).get().url == cast.fake.url
+    async with by_file(cast, authorization=THEIR_KEY) as client:
+        answer = await client.post("/api/generate", json={"model": "llama3", "prompt": "Hi", "stream": False})
+    assert answer.status_code == 200, answer.text
+    assert cast.by_file.url.endswith(str(cast.by_file.port))
+
+
+async def address_of_the_file(cast: Cast) -> None:
+    async with by_file(cast) as client:
+        assert (await client.get(f"http://localhost:{cast.by_file.port}/")).text == "Ollama is running"
+
+
+async def logged_by_the_file(cast: Cast) -> None:
+    async with by_file(cast, authorization=THEIR_KEY) as client:
+        answer = await client.post("/api/embed", json={"model": "nomic-embed-text", "input": "x"})
+    async with asyncio.timeout(20):
+        while answer.headers["x-request-id"] not in cast.by_file.log():
+            await asyncio.sleep(0.05)
+    assert THEIR_KEY[:20] not in cast.by_file.log()
+
+
+async def header_of_the_file(cast: Cast) -> None:
+    async with by_file(cast, **{"x-their-header": THEIR_KEY}) as client:
+        assert (await client.get("/api/tags")).status_code == 200
+
+
+async def keys_of_the_file(cast: Cast) -> None:
+    for sent in (THEIR_KEY, THEIR_KEY.rstrip("="), f"Bearer {THEIR_KEY}"):
+        async with by_file(cast, authorization=sent) as client:
+            assert (await client.get("/api/tags")).status_code == 200, sent
+    async with by_file(cast, authorization=THEIR_KEY[1:]) as client:
+        assert (await client.get("/api/tags")).status_code == 401
+    assert cast.by_file.rows(ApiKey).get().imported
+
+
+async def limit_of_the_file(cast: Cast) -> None:
+    """25 requests in 30 s for each address, and not for the others."""
+    statuses = []
+    async with by_file(cast, "198.51.100.1", authorization=THEIR_KEY) as client:
+        for _ in range(26):
+            answer = await client.post("/api/embed", json={"model": "nomic-embed-text", "input": "x"})
+            statuses.append(answer.status_code)
+    assert statuses == [200] * 25 + [429]
+    async with by_file(cast, "198.51.100.2", authorization=THEIR_KEY) as client:
+        answer = await client.post("/api/embed", json={"model": "nomic-embed-text", "input": "x"})
+    assert answer.status_code == 200
+
+
+def addresses_of_the_file(address: str, status: int) -> Check:
+    async def ask(cast: Cast) -> None:
+        async with by_file(cast, address, authorization=THEIR_KEY) as client:
+            assert (await client.get("/api/tags")).status_code == status
+
+    return ask
+
+
+async def metrics_of_the_file(cast: Cast) -> None:
+    async with by_file(cast) as client:
+        assert "# TYPE" in (await client.get("/numbers")).text
+        assert (await client.get("/metrics")).status_code == 404
+
+
+async def again_by_command(cast: Cast) -> None:
+    """What the start imported is there already; by the command it is the same."""
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "manage.py", "import_config", cast.by_file.env["CONFIG_FILE"], "--json"],
+        cwd=ROOT, env=cast.by_file.env, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    said = json.loads(done.stdout)
+    assert said["changed"] is False
+    assert len(said["fields"]) == 11
 
 
 GENERATE = '-H "Content-Type: application/json" -d'
@@ -433,24 +522,30 @@ TABLE = [
                """'{"model":"llama3.2:1b", "prompt":"Hi", "stream":true}'""")),
     Entry(A, "Grafana dashboard", "comes with the deployment", not_yet=7),
     # B
-    Entry(B, "config.json: ollamaAddresses", "`add_backend`, or the import",
-          import_config(ollamaAddresses=["http://localhost:11434"]), not_yet=4),
-    Entry(B, "config.json: gatewayAddress", "`serve --listen 0.0.0.0:8080`", command("serve --help", says="--listen")),
-    Entry(B, "config.json: logging", "`ACCESS_LOG`, `LOG_LEVEL`", starts_with("ACCESS_LOG", "True")),
-    Entry(B, "config.json: authHeaderName", "`AUTH_HEADER`", header_of_any_name),
-    Entry(B, "config.json: apiKeys, with or without their padding", "the import keeps their form",
-          import_config(apiKeys=["dGhpcyBpcyBubyBrZXkgb2YgYW55Ym9keQ-hI="]), not_yet=4),
+    Entry(B, "config.json", "`CONFIG_FILE`, by default `/config.json`: `serve` takes it over; or `import_config FILE`",
+          again_by_command),
+    Entry(B, "config.json: ollamaAddresses", "taken over; `add_backend`", server_of_the_file),
+    Entry(B, "config.json: gatewayAddress", "the default; `serve --listen` and `PORT` go first", address_of_the_file),
+    Entry(B, "config.json: logging", "the default; `ACCESS_LOG` and `LOG_LEVEL` go first", logged_by_the_file),
+    Entry(B, "config.json: authHeaderName", "the default; `AUTH_HEADER` goes first", header_of_the_file),
+    Entry(B, "a header of any name", "`AUTH_HEADER`", header_of_any_name),
+    Entry(B, "config.json: apiKeys, with or without their padding", "taken over, in their form; `create_key`",
+          keys_of_the_file),
     Entry(B, "config.json: rateLimit.maxRequests, timeWindowSeconds (25 in 30 s per client address)",
-          "`set_limit --address --metric requests --window 30 --amount 25`", per_client_address),
-    Entry(B, "config.json: rateLimit.enabled", "delete or shadow the limit",
+          "taken over; `set_limit --address --metric requests --window 30 --amount 25`", limit_of_the_file),
+    Entry(B, "a limit per client address", "`set_limit --address`", per_client_address),
+    Entry(B, "config.json: rateLimit.enabled", "not enabled: the limit only counts (`set_limit … --shadow`)",
           command("set_limit --address --metric requests --window 31 --amount 25 --model x --shadow", says="")),
-    Entry(B, "config.json: security.allowIps", "`add_ip_rule CIDR allow`",
-          allowed_addresses),
-    Entry(B, "config.json: security.denyIps", "`add_ip_rule CIDR deny`", denied_addresses),
-    Entry(B, "config.json: metrics.enabled", "`METRICS_NETWORKS`",
-          differs="metrics are always counted; who may read them is a setting"),
-    Entry(B, "config.json: metrics.endpoint (/metrics)", "`METRICS_PATH`", starts_with("METRICS_PATH", "/metrics")),
-    Entry(B, "config.json: metrics.namespace (gateway)", "`METRICS_NAMESPACE`; read and checked",
+    Entry(B, "config.json: security.allowIps", "taken over; `add_ip_rule CIDR allow`",
+          addresses_of_the_file("192.0.2.7", 403)),
+    Entry(B, "addresses that are allowed", "`add_ip_rule CIDR allow`, also for a tenant or key", allowed_addresses),
+    Entry(B, "config.json: security.denyIps", "taken over; `add_ip_rule CIDR deny`",
+          addresses_of_the_file("198.51.100.7", 403)),
+    Entry(B, "addresses that are denied", "`add_ip_rule CIDR deny`", denied_addresses),
+    Entry(B, "config.json: metrics.enabled", "the default; `METRICS_ENABLED` goes first",
+          starts_with("METRICS_ENABLED", "False")),
+    Entry(B, "config.json: metrics.endpoint (/metrics)", "the default; `METRICS_PATH` goes first", metrics_of_the_file),
+    Entry(B, "config.json: metrics.namespace (gateway)", "the default; `METRICS_NAMESPACE` goes first; checked",
           starts_with("METRICS_NAMESPACE", "gateway")),
     Entry(B, "docker run -v …/config.json:/config.json -p 8080:8080", "a container that imports /config.json",
           not_yet=7),
@@ -459,8 +554,7 @@ TABLE = [
           differs="routes that are not known are refused: a newer Ollama's could do anything"),
     Entry(B, "round robin", "the server with a free slot that has the model",
           differs="turns ignore which server is busy and which has the model loaded"),
-    Entry(B, "GET /config/reload, GET /config/new-key", "the same, for administrators' tokens only", config_paths,
-          not_yet=4),
+    Entry(B, "GET /config/reload, GET /config/new-key", "the same, for administrators' tokens only", config_paths),
     Entry(B, "a new key", "`create_key --tenant T --name N`",
           command("create_key --tenant default --name another", says="ogw_")),
     Entry(B, "reload without a restart", "every change acts within a second, by itself", change_acts),
@@ -576,11 +670,16 @@ async def cast(make_shared_gateway):
         )
         by_variables.env["OLLAMA_PROXY_PORT"] = str(by_variables.port)
         by_variables.arguments = ["--open"]
-        await asyncio.to_thread(gateway.start)
-        await asyncio.to_thread(by_variables.start)
-        for made in (gateway, by_variables):
-            await made.until_it_lists(*MODELS)
-        yield Cast(gateway, by_variables, metrics_port, fake)
+        with_file = make_shared_gateway(TRUSTED_PROXIES="127.0.0.0/8")
+        with_file.env["CONFIG_FILE"] = str(with_file.directory / "config.json")
+        Path(with_file.env["CONFIG_FILE"]).write_text(json.dumps(config_json(fake.url, with_file.port)))
+        with_file.command = lambda: ["manage.py", "serve"]
+        for made in (gateway, by_variables, with_file):
+            await asyncio.to_thread(made.start)
+        await gateway.until_it_lists(*MODELS)
+        await by_variables.until_it_lists(*MODELS)
+        await with_file.until_it_lists(*MODELS, key=THEIR_KEY)
+        yield Cast(gateway, by_variables, with_file, metrics_port, fake)
 
 
 def named(entry):
