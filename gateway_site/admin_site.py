@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.contrib import admin
+from django.core.exceptions import PermissionDenied
 from django.db.models.base import ModelBase
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -25,7 +26,7 @@ GROUPS = (
         "tenants.Tenant", "tenants.User", "tenants.Membership", "tenants.Invitation",
     )),
     Group("access", "Access", "With which keys, from where, and how much.", (
-        "tenants.ApiKey", "tenants.IPRule", "tenants.Limit",
+        "tenants.ApiKey", "tenants.IPRule", "tenants.Limit", "proxy.Webhook",
     )),
     Group("fleet", "Fleet", "The Ollama servers, and what models are called and set to.", (
         "proxy.Backend", "proxy.ModelJob", "proxy.ModelAlias", "proxy.DefaultModels", "proxy.ModelPolicy",
@@ -33,6 +34,7 @@ GROUPS = (
     Group("money", "Money", "What models cost.", ("usage.Price",)),
     Group("usage", "Usage", "What was used, as it was recorded. Nobody edits it.", (
         "usage.UsageRecord", "usage.UsageBucket", "usage.DailyUsage", "proxy.RefusalCount",
+        "proxy.LimitAlert", "proxy.Delivery",
     )),
     Group("sign-in", "Sign-in", "How people of this gateway prove who they are.", (
         "account.EmailAddress", "mfa.Authenticator", "socialaccount.SocialAccount", "auth.Group",
@@ -48,6 +50,25 @@ _GROUP_OF = {label: group for group in GROUPS for label in group.models}
 OUR_APPS = {"tenants", "usage", "proxy"}
 # Tables of allauth that hold nothing but secrets and what is set by the environment.
 NOT_SHOWN = {"socialaccount.SocialApp", "socialaccount.SocialToken", "account.EmailConfirmation"}
+# Columns that hold one, or what it was made into, in any table.
+SECRETS = {
+    "client_key_encrypted", "credential_encrypted", "data", "digest", "extra_data", "password", "previous_digest",
+    "proxy_credential_encrypted", "sealed", "secret", "secret_encrypted", "token",
+}  # fmt: skip
+
+
+class Discreet:
+    """What holds for every table's pages, whoever wrote them."""
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        """No list is filtered by a secret: asked letter by letter it would be told letter by letter (T2)."""
+        return not SECRETS & set(lookup.split("__")) and super().lookup_allowed(lookup, value, request)  # type: ignore[misc]
+
+    def _get_obj_does_not_exist_redirect(self, request: HttpRequest, opts: Any, object_id: str) -> HttpResponse:
+        """Whoever may not see the rows of a table does not learn which there are (T1)."""
+        if not self.has_view_or_change_permission(request):  # type: ignore[attr-defined]
+            raise PermissionDenied
+        return super()._get_obj_does_not_exist_redirect(request, opts, object_id)  # type: ignore[misc]
 
 
 class GatewayAdminSite(admin.AdminSite):
@@ -62,7 +83,10 @@ class GatewayAdminSite(admin.AdminSite):
                 continue
             if self.is_registered(model):
                 self.unregister(model)
-            super().register(model, admin_class, **options)
+            named = admin_class or admin.ModelAdmin
+            super().register(
+                model, type(named.__name__, (Discreet, named), {"__module__": named.__module__}), **options
+            )
 
     def get_urls(self) -> list[URLPattern | URLResolver]:
         return [path("now/", self.admin_view(self.now), name="now"), *super().get_urls()]

@@ -146,6 +146,8 @@ class WorkerReports:
                 self._write_status(status)
                 self._write_refusals(refusals)
                 self._write_hits(hits)
+                # Here, because a page that is looked at changes nothing (T7).
+                ModelJob.objects.using(self._using).give_up_lost()
         except (DatabaseError, InterfaceError):
             connections[self._using].close()
             raise
@@ -206,7 +208,6 @@ class WorkerReports:
             refusals.filter(minute__lte=last).delete()
         self._rows(WorkerReport).gone().delete()
         self._rows(IPRuleUse).of_deleted_rules().delete()
-        ModelJob.objects.using(self._using).give_up_lost()
 
     def _rows(self, model: type[Any]) -> Any:
         rows: QuerySet[Any] = model._default_manager.using(self._using)

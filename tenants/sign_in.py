@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 from allauth.account import views as account
 from allauth.account.adapter import DefaultAccountAdapter
+from allauth.account.internal.flows.manage_email import sync_user_email_address
 from allauth.mfa.base import views as mfa
 from allauth.mfa.webauthn import views as webauthn
 from django.conf import settings
@@ -34,6 +35,11 @@ class AccountAdapter(DefaultAccountAdapter):
 
     def is_safe_url(self, url: str) -> bool:
         return is_own_url(url)
+
+    def login(self, request: HttpRequest, user: Any) -> None:
+        super().login(request, user)
+        # In allauth's own table, too; otherwise its page of addresses writes it there when it is looked at (T7).
+        sync_user_email_address(user)
 
     def get_client_ip(self, request: HttpRequest) -> str:
         return rate_limits.client_address(request)

@@ -71,7 +71,7 @@ class BackendForm(WayForm):
         if pem:
             try:
                 ssl.create_default_context(cadata=pem)
-            except (ssl.SSLError, ValueError):
+            except (ssl.SSLError, ValueError, TypeError):  # TypeError: not ASCII
                 raise ValidationError("Paste certificates in PEM form: -----BEGIN CERTIFICATE----- …") from None
         return pem
 
@@ -266,7 +266,6 @@ class BackendAdmin(ArchivingAdmin):
         return {"row": row, "backend": view, "installed": models}
 
     def _jobs(self, row: Backend) -> dict[str, Any]:
-        ModelJob.objects.give_up_lost()
         jobs = list(row.jobs.select_related("started_by").order_by("-started_at", "-id")[:RECENT_JOBS])
         runs = any(job.state == ModelJob.State.RUNNING for job in jobs)
         return {"row": row, "jobs": jobs, "seconds": LIVELY if runs else CALM}

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from django import forms
 from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
+from django.core.exceptions import ValidationError
 from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -28,8 +30,19 @@ from tenants.administering import (
 from tenants.models import ApiKey, Invitation, Membership, Tenant, User
 
 
+class MembershipForm(forms.ModelForm):
+    def validate_unique(self) -> None:
+        """Twice the same person is told of. Django leaves out constraints on the row that an inline stands on."""
+        super().validate_unique()
+        try:
+            self.instance.validate_constraints(exclude=self._get_validation_exclusions())
+        except ValidationError as exc:
+            self._update_errors(exc)
+
+
 class MembershipInline(admin.TabularInline):
     model = Membership
+    form = MembershipForm
     autocomplete_fields = ["user", "tenant"]
     extra = 0
 
