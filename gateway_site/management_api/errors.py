@@ -107,7 +107,10 @@ def answer(request: HttpRequest, problem: Problem) -> HttpResponse:
     if problem.field:
         error["field"] = problem.field
     content = {"error": error, "request_id": getattr(request, "id", "")}
-    return JsonResponse(content, status=problem.status, headers=problem.headers)
+    response = JsonResponse(content, status=problem.status, headers=problem.headers)
+    # What is refused is told to whoever asked: a line each would let strangers fill the log. Faults of ours are in it.
+    response._has_been_logged = True  # type: ignore[attr-defined]  # what Django's own views do
+    return response
 
 
 def problem_of(exc: Exception) -> Problem:

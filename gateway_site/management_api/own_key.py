@@ -16,9 +16,10 @@ from gateway_site.management_api.errors import RESPONSES, Forbidden
 from gateway_site.management_api.errors import Unavailable as NotNow
 from gateway_site.management_api.limits import shown_amount
 from gateway_site.management_api.tokens import headers_of, presented, refused
-from proxy import routes
+from proxy import door, routes
 from proxy.admission import NO_KEY, NOT_ACCEPTED
-from proxy.client_address import Address, client_address
+from proxy.client import Scope
+from proxy.client_address import Address
 from proxy.errors import Forbidden as ForbiddenHere
 from proxy.errors import Unauthorized, Unavailable
 from proxy.limits.states import LimitState, LimitStates
@@ -77,7 +78,7 @@ def authenticated(request: HttpRequest) -> Key:
     presented(request, NO_KEY)
     try:
         key = gateway.admission.admit(
-            gateway.rules(), _ANY_RIGHT, headers_of(request), address_of(request), gateway.now()
+            gateway.rules(), _ANY_RIGHT, headers_of(request), _address(request), gateway.now()
         )
     except Unavailable as exc:
         raise NotNow(exc.message) from None
@@ -88,11 +89,6 @@ def authenticated(request: HttpRequest) -> Key:
     if key.acting:
         raise refused(request, NOT_ACCEPTED, "invalid_key")
     return key
-
-
-def address_of(request: HttpRequest) -> Address | None:
-    forwarded = [value.decode("latin-1") for name, value in headers_of(request) if name == b"x-forwarded-for"]
-    return client_address(request.META.get("REMOTE_ADDR", ""), forwarded, settings.TRUSTED_PROXIES)
 
 
 router = Router(tags=["key"])
@@ -106,7 +102,7 @@ def get_own_key(request: HttpRequest) -> dict[str, Any]:
     """Send an API key (ogw_…), in any form that calls take."""
     key: Key = request.auth  # type: ignore[attr-defined]
     row = ApiKey.objects.select_related("tenant", "user").get(pk=key.id)
-    states: LimitStates = counters.limits_of_key(row, str(address_of(request) or ""))
+    states: LimitStates = counters.limits_of_key(row, str(_address(request) or ""))
     plain = {name: getattr(row, name) for name in OwnKey.model_fields if hasattr(row, name) and name != "limits"}
     return {
         **plain,
@@ -114,8 +110,13 @@ def get_own_key(request: HttpRequest) -> dict[str, Any]:
         "user": row.user and row.user.username,
         "currency": settings.GATEWAY.currency,
         "limits": [_shown(state) for state in states.limits],
-        "note": states.note,
+        "note": states.note if states.limits else "",
     }
+
+
+def _address(request: HttpRequest) -> Address | None:
+    scope: Scope = request.scope  # type: ignore[attr-defined]  # that of ASGI: elsewhere there are no rules
+    return door.address_of(scope, settings.GATEWAY)
 
 
 def _shown(state: LimitState) -> dict[str, Any]:

@@ -84,8 +84,8 @@ class Users(Resource):
             raise Forbidden("Only superusers change other staff.")
         changed = [name for name, value in columns.items() if value != getattr(row, name)]
         self._hand_out_rights(caller, not {*self.RIGHTS}.isdisjoint(changed))
-        if row.pk == caller.user.pk and columns.get("is_active") is False:
-            raise Forbidden("Nobody switches off themselves.")
+        if row.pk == caller.user.pk and not {"is_active", "is_superuser"}.isdisjoint(changed):
+            raise Forbidden("Nobody switches off themselves, or takes their own rights away: somebody else can.")
 
     def _hand_out_rights(self, caller: Caller, wanted: bool) -> None:
         if wanted and not caller.user.is_superuser:
