@@ -1,5 +1,5 @@
 """The Ollama servers, names and rules of models, and the gateway's own state."""
 
-from proxy.admin import backends, catalogue, operation
+from proxy.admin import alerts, backends, catalogue, operation, pass_through
 
-__all__ = ["backends", "catalogue", "operation"]
+__all__ = ["alerts", "backends", "catalogue", "operation", "pass_through"]

@@ -15,16 +15,19 @@ from django.urls import reverse
 from django.utils import timezone
 from pytest_django.asserts import assertContains, assertNotContains
 
-from proxy.credentials import unseal
+from proxy.credentials import seal, unseal
 from proxy.models import (
     Backend,
     BackendReport,
     ConfigRevision,
     DefaultModels,
+    Delivery,
+    LimitAlert,
     ModelAlias,
     ModelJob,
     ModelPolicy,
     RefusalCount,
+    Webhook,
     WorkerReport,
 )
 from tenants.invitations import invite
@@ -50,6 +53,7 @@ pytestmark = pytest.mark.django_db
 OURS = list(admin.site._registry)
 READ_ONLY = [
     UsageRecord, UsageBucket, DailyUsage, ConfigRevision, WorkerReport, RefusalCount, ModelJob, LogEntry, AuditEntry,
+    LimitAlert, Delivery,
 ]  # fmt: skip
 # What machines write too, but may be taken away.
 NOT_WRITTEN = [Authenticator, SocialAccount]
@@ -112,6 +116,13 @@ def one_of_each(acme, bob, root):
     invite(acme, "<img@example.org", "member", root)
     LogEntry.objects.create(user=root, action_flag=2, object_repr=hostile, change_message=hostile)
     DefaultModels.the_row()
+    webhook = Webhook.objects.create(url=hostile, secret_encrypted=seal("TOP-SECRET"))
+    alert = LimitAlert.objects.create(
+        tenant=acme, counted_for="x", window_start=NOON, window_end=NOON, amount=1, threshold=80,
+        body={"limit": {"text": hostile}},
+    )  # fmt: skip
+    for state in Delivery.State:
+        Delivery.objects.create(alert=alert, webhook=webhook, state=state, outcome=hostile)
     make_price(hostile)
     ModelAlias.objects.create(pattern=hostile, model=hostile)
     ModelPolicy.objects.create(pattern=hostile)
@@ -159,6 +170,7 @@ def test_lists_ask_no_question_per_row(signed_in, one_of_each, model):
         make_limit(key=key)
         make_ip_rule(f"10.{number}.0.0/16", key=key)
         make_backend()
+        Delivery.objects.create(webhook=Webhook.objects.create(url="https://x.example", secret_encrypted=b""))
         make_price(f"m{number}")
         ModelAlias.objects.create(pattern=f"a{number}", model="b")
         ModelPolicy.objects.create(pattern=f"a{number}")

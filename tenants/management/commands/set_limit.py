@@ -80,7 +80,8 @@ class Command(AdministrationCommand):
 def the_one(limit: Limit) -> Limit:
     """The saved limit that is about the same, else this new one."""
     same = ("scope", "tenant", "user", "key", "metric", "window", "window_seconds", "model")
-    found = list(Limit.objects.filter(**{name: getattr(limit, name) for name in same})[:2])
+    # Those of tenants' owners hold besides, and are theirs.
+    found = list(Limit.objects.filter(managed_by=None, **{name: getattr(limit, name) for name in same})[:2])
     if len(found) > 1:
         raise Refused("There are several limits of this kind. Delete all but one of them in the admin.")
     return found[0] if found else limit
