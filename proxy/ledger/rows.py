@@ -115,4 +115,4 @@ def price_of_entry(entry: list[Any] | None) -> PriceRow | None:
 
 
 def _us(seconds: float) -> int:
-    return max(int(seconds * 1_000_000), 0)
+    return int(seconds * 1_000_000) if seconds > 0 else 0

@@ -85,6 +85,9 @@ class StreamMeter(Meter):
 
     __slots__ = ()
 
+    # Whether it has no last object by which to tell that it is whole.
+    ends_with_connection = False
+
     @property
     def rest(self) -> bytes:
         """What was not passed on because it has no end, where the end may be left out."""
@@ -113,11 +116,11 @@ class NothingToMeter(Meter):
 
 def _bounded(value: Any, counts: Counts, limit: int = MAX_TOKENS) -> int | None:
     """A reported number if it can be one; otherwise None, and the report is odd."""
-    if value is None:
-        return None
-    if type(value) is float and value.is_integer():
-        value = int(value)
     if type(value) is int and 0 <= value <= limit:
         return value
+    if value is None:
+        return None
+    if type(value) is float and value.is_integer() and 0 <= value <= limit:
+        return int(value)
     counts.odd = True
     return None

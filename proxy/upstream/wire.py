@@ -59,8 +59,10 @@ class Connection(asyncio.BufferedProtocol):
         "_buffered",
         "_chunks",
         "_closed",
+        "_encodings",
         "_ended",
         "_error",
+        "_has_length",
         "_head_bytes",
         "_head_done",
         "_head_only",
@@ -96,6 +98,8 @@ class Connection(asyncio.BufferedProtocol):
     def _reset(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
         self._headers: list[tuple[bytes, bytes]] = []
+        self._encodings: list[bytes] = []
+        self._has_length = False
         self._chunks: deque[bytes] = deque()
         self._buffered = 0
         self._read_bytes = 0
@@ -173,7 +177,12 @@ class Connection(asyncio.BufferedProtocol):
         self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > MAX_HEAD:
             raise BrokenAnswer(f"a head of more than {MAX_HEAD} bytes")
-        self._headers.append((name.lower(), value))
+        name = name.lower()
+        if name == b"transfer-encoding":
+            self._encodings.append(value.lower())
+        elif name == b"content-length":
+            self._has_length = True
+        self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
@@ -184,15 +193,15 @@ class Connection(asyncio.BufferedProtocol):
             if self._interim > MAX_INTERIM_ANSWERS:
                 raise BrokenAnswer("too many interim answers")
             self._headers = []
+            self._encodings, self._has_length = [], False
             return
         if not 200 <= status < 600:
             raise BrokenAnswer(f"status {status}")
         self._keep = self._parser.should_keep_alive()
-        encodings = [value.lower() for name, value in self._headers if name == b"transfer-encoding"]
-        has_length = any(name == b"content-length" for name, _ in self._headers)
+        encodings, has_length = self._encodings, self._has_length
         if encodings and has_length:
             raise BrokenAnswer("both Content-Length and Transfer-Encoding")
-        if encodings not in ([], [b"chunked"]):
+        if encodings and encodings != [b"chunked"]:
             raise BrokenAnswer("a Transfer-Encoding other than chunked")
         if self._head_only:
             self._ended = True
