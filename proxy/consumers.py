@@ -24,7 +24,6 @@ from proxy.errors import (
     Refusal,
     TooManyRequests,
     Unauthorized,
-    Unavailable,
 )
 from proxy.management_calls import ManagementCall, read_operation
 from proxy.requests import read_request, unloaded
@@ -174,8 +173,7 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
             hops = [hop.strip() for hop in marker.split(b",")]
             if self.runtime.instance in hops or len(hops) > header_rules.MAX_HOPS:
                 raise LoopDetected("loop", "This gateway is its own backend. Check the addresses of the backends.")
-        if self.runtime.draining:
-            raise Unavailable("draining", "The gateway is shutting down. Try again.", retry_after=2)
+        self.runtime.check_open()
 
     def authenticate(self, call: Call, client: Client) -> Key:
         runtime = self.runtime

@@ -19,13 +19,29 @@ class CredentialFailures:
     def count(self, address: Address | None) -> float:
         """Counts one failure; returns for how many seconds further ones are answered with 429, 0 = not yet."""
         now = time.monotonic()
-        source = int(address) >> 64 if isinstance(address, IPv6Address) else address
-        tokens, when = self._buckets.pop(source, (float(self.per_minute), now))
-        tokens = min(tokens + (now - when) * self.per_minute / 60, float(self.per_minute))
+        source = _source(address)
+        tokens = self._tokens(source, now)
+        self._buckets.pop(source, None)
         if len(self._buckets) >= REMEMBERED:
             self._buckets.popitem(last=False)
         if tokens < 1:
             self._buckets[source] = (tokens, now)
-            return (1 - tokens) * 60 / self.per_minute
+            return self._wait(tokens)
         self._buckets[source] = (tokens - 1, now)
         return 0.0
+
+    def expected(self, address: Address | None) -> float:
+        """What `count` would return for one more failure; counts nothing."""
+        tokens = self._tokens(_source(address), time.monotonic())
+        return self._wait(tokens) if tokens < 1 else 0.0
+
+    def _tokens(self, source: object, now: float) -> float:
+        tokens, when = self._buckets.get(source, (float(self.per_minute), now))
+        return min(tokens + (now - when) * self.per_minute / 60, float(self.per_minute))
+
+    def _wait(self, tokens: float) -> float:
+        return (1 - tokens) * 60 / self.per_minute
+
+
+def _source(address: Address | None) -> object:
+    return int(address) >> 64 if isinstance(address, IPv6Address) else address

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from proxy import headers as header_rules
@@ -31,7 +32,7 @@ from proxy.relay import Relay, busy, refusal_of
 from proxy.routes import Kind
 from proxy.runtime import Runtime
 from proxy.upstream.wire import Answer
-from usage.costs import cost_nano, pick
+from usage.costs import PriceRow, cost_nano, pick
 
 logger = logging.getLogger(__name__)
 access_log = logging.getLogger("proxy.access")
@@ -61,6 +62,24 @@ def _nothing_reported(answer: Request) -> Usage:
     return Usage(done=False)
 
 
+def to_reserve(call: Call, prices: Sequence[PriceRow]) -> Asked:
+    """What a call takes of its limits, as far as can be said before it is made."""
+    assert call.key is not None
+    prompt = -(-call.prompt_bytes // 4)
+    choose_price(call, prices, "")
+    cost = cost_nano(call.price, prompt, call.output_cap, 0) if call.price else 0
+    model = call.model.served.canonical if call.model is not None else ""
+    address = str(call.address) if call.key.rules else ""  # a microsecond and a half
+    return call.id, call.key.rules, model, address, Amounts(prompt + call.output_cap, cost)
+
+
+def choose_price(call: Call, prices: Sequence[PriceRow], backend: str) -> None:
+    """The price at the moment of admission; a backend may have one of its own."""
+    if prices and call.model is not None:
+        at = datetime.fromtimestamp(call.started_epoch, UTC)
+        call.price = pick(prices, call.model.served.canonical, backend, at)
+
+
 class Dispatch:
     """One call, from its admission on."""
 
@@ -80,7 +99,7 @@ class Dispatch:
         """Returns the refusal that the client is still owed, if any. Raises Refusal where nothing was admitted."""
         call = self.call
         payload = self._written(request)
-        asked = self._asked()
+        asked = to_reserve(call, self.prices)
         if asked[1] and self.runtime.limits.is_shared:
             await self._reserve_shared(asked)
         else:
@@ -121,16 +140,6 @@ class Dispatch:
         """From now on the client's departure ends the call."""
         self.client.on_departure(self.call.interrupt)
 
-    def _asked(self) -> Asked:
-        call = self.call
-        assert call.key is not None
-        prompt = -(-call.prompt_bytes // 4)
-        self._choose_price("")
-        cost = cost_nano(call.price, prompt, call.output_cap, 0) if call.price else 0
-        model = call.model.served.canonical if call.model is not None else ""
-        address = str(call.address) if call.key.rules else ""  # a microsecond and a half
-        return call.id, call.key.rules, model, address, Amounts(prompt + call.output_cap, cost)
-
     async def _reserve_shared(self, asked: Asked) -> None:
         call, runtime = self.call, self.runtime
         reservation = await runtime.limits.reserve_shared(*asked)
@@ -148,13 +157,6 @@ class Dispatch:
         except Refusal:
             runtime.limits.release(call.reservation)
             raise
-
-    def _choose_price(self, backend: str) -> None:
-        """The price at the moment of admission; a backend may have one of its own."""
-        call = self.call
-        if self.prices and call.model is not None:
-            at = datetime.fromtimestamp(call.started_epoch, UTC)
-            call.price = pick(self.prices, call.model.served.canonical, backend, at)
 
     async def _relay(self, payload: bytes) -> None:
         """Finds a backend, sends the call, passes its answer on; on another backend where that is safe."""
@@ -333,7 +335,7 @@ class Dispatch:
             call.error = call.error or refusal.code
             call.outcome = call.outcome or ("refused_in_line" if refusal.code == "line_full" else "failed")
         if call.backend is not None:
-            self._choose_price(call.backend.name)
+            choose_price(call, self.prices, call.backend.name)
         runtime.ledger.finish(call, row)
         tokens, completion = row[AT["prompt_tokens"]], row[AT["completion_tokens"]]
         assert call.reservation is not None

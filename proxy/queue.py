@@ -37,16 +37,20 @@ class Line:
     def is_waited_for(self, model: str) -> bool:
         return model in self._by_model
 
-    async def wait(
-        self, model: str, place: Callable[[], BackendState | None], give_back: Callable[[BackendState], None]
-    ) -> BackendState:
-        """Waits for a slot. Raises Unavailable when the line is full; cancelling gives the place back at once."""
+    def check_room(self) -> None:
+        """Raises Unavailable when the line is full."""
         if self.waiting >= self.length:
             raise Unavailable(
                 "line_full",
                 f"All slots are taken and {self.waiting} calls are already waiting. Try again shortly.",
                 retry_after=self.expected_wait(),
             )
+
+    async def wait(
+        self, model: str, place: Callable[[], BackendState | None], give_back: Callable[[BackendState], None]
+    ) -> BackendState:
+        """Waits for a slot. Raises Unavailable when the line is full; cancelling gives the place back at once."""
+        self.check_room()
         waiter = Waiter(place)
         self._by_model.setdefault(model, deque()).append(waiter)
         self.waiting += 1

@@ -30,15 +30,11 @@ async def read_request(
     else:
         request = endpoint.read_form(await _read_form(call, client))
     call.prompt_bytes = endpoint.weigh(request, call.prompt_bytes)
-    asked = request.get("model") if len(endpoint.names) == 1 else _one_name(request, endpoint)
-    await _name_model(call, snapshot, fleet, asked)
-    assert call.model is not None
-    call.asked = str(asked).strip()
-    request["model"] = call.model.served.upstream
+    await name_model(call, request, snapshot, fleet)
     call.stream = endpoint.wants_stream(request)
     note_client(call, client)
     call.end_user = call.end_user or header_rules.stored_text(endpoint.end_user(request), 128)
-    _govern(call, request, endpoint, snapshot, configuration)
+    govern(call, request, snapshot, configuration)
     return request
 
 
@@ -87,9 +83,13 @@ async def _expanded(raw: bytes, limit: int) -> bytes:
     return b"".join(pieces)
 
 
-async def _name_model(call: Call, snapshot: Snapshot, fleet: Fleet, asked: Any) -> None:
+async def name_model(call: Call, request: Request, snapshot: Snapshot, fleet: Fleet) -> None:
+    """Finds out which model a request means, and writes it into the request. Raises BadRequest, NotFound."""
     assert call.route is not None
+    assert call.route.endpoint is not None
     assert call.key is not None
+    endpoint = call.route.endpoint
+    asked = request.get("model") if len(endpoint.names) == 1 else _one_name(request, endpoint)
     try:
         call.model = resolve_model(snapshot, call.key, call.route, asked, fleet.survey)
     except NotFound as refusal:
@@ -98,6 +98,8 @@ async def _name_model(call: Call, snapshot: Snapshot, fleet: Fleet, asked: Any) 
         # The gateway may have just started, or the first model may have just been pulled.
         await fleet.refresh(tags=True)
         call.model = resolve_model(snapshot, call.key, call.route, asked, fleet.survey)
+    call.asked = str(asked).strip()
+    request["model"] = call.model.served.upstream
 
 
 async def _object_in(raw: bytes, schema: body.Schema) -> Request:
@@ -117,17 +119,21 @@ def _one_name(request: Request, endpoint: Endpoint) -> Any:
     return given[0] if given else None
 
 
-def _govern(call: Call, request: Request, endpoint: Endpoint, snapshot: Snapshot, configuration: Configuration) -> None:
+def govern(call: Call, request: Request, snapshot: Snapshot, configuration: Configuration) -> None:
+    """Writes policy into a request whose model is known. Raises BadRequest, Forbidden."""
+    assert call.route is not None
+    assert call.route.endpoint is not None
     assert call.key is not None
     assert call.model is not None
+    endpoint = call.route.endpoint
     if not call.key.may_manage and endpoint.unloads(request):
         call.answered_as_unloaded, call.adjusted = True, ["keep_alive"]
         return
-    pin = _pin(call.key, call.model.policy, snapshot, configuration)
+    pin = pin_of(call.key, call.model.policy, snapshot, configuration)
     call.output_cap, call.adjusted, call.context, call.hides_usage = endpoint.govern(request, pin)
 
 
-def _pin(key: Key, policy: Policy, snapshot: Snapshot, configuration: Configuration) -> Pin:
+def pin_of(key: Key, policy: Policy, snapshot: Snapshot, configuration: Configuration) -> Pin:
     identity = (key.max_output_tokens, key.may_manage, key.may_use_cloud, policy.pattern)
     pin = snapshot.pins.get(identity)
     if pin is not None:

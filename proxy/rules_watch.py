@@ -371,6 +371,15 @@ def policies(using: str = "default") -> tuple[Policy, ...]:
     return ordered_policies(rows)
 
 
+def tables_now(zone: str, using: str = "default") -> Tables:
+    """What is in all tables, for who asks once. Raises DatabaseError. `zone`: of the days of limits."""
+    groups: dict[str, Any] = {}
+    for load in _LOADERS.values():
+        groups.update(load(using))
+    tables = Tables(**groups)
+    return replace(tables, recorded=recorded.read(tables.limits, zone, time.time(), using))
+
+
 def _keep_alive(value: str) -> str | float | None:
     """Ollama wants bare numbers as numbers: "-1" without a unit is an error there."""
     if not value:

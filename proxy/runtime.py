@@ -107,6 +107,11 @@ class Runtime:
         except TimeoutError:
             logger.warning("The rules could not be read yet; calls are refused until they are")
 
+    def check_open(self) -> None:
+        """Raises Unavailable while the gateway ends."""
+        if self.draining:
+            raise Unavailable("draining", "The gateway is shutting down. Try again.", retry_after=2)
+
     def rules(self) -> Snapshot:
         """The rules in force. Raises Unavailable when there are none, or none that are young enough (S1)."""
         snapshot = self.snapshot

@@ -11,6 +11,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from tenants.models import ApiKey, Tenant, User
@@ -127,6 +128,16 @@ def rotate_key(key: ApiKey, overlap: timedelta, now: datetime | None = None) -> 
         row.digest = digest(clear_text.encode(), settings.KEY_PEPPER)
         row.save(update_fields=["digest", "previous_digest", "previous_expires_at"])
     return NewKey(row, clear_text)
+
+
+def owner_of_secret(keys: QuerySet[ApiKey], secret: bytes) -> ApiKey | None:
+    """Which of these keys a whole key is, or was before its last rotation; or else whose prefix it bears."""
+    whole = secret if has_our_form(secret) else without_padding(secret)
+    digests = [digest(whole, pepper) for pepper in (settings.KEY_PEPPER, *settings.KEY_PEPPER_FALLBACKS)]
+    found = keys.filter(Q(digest__in=digests) | Q(previous_digest__in=digests)).first()
+    if found is None and has_our_form(secret):
+        found = keys.filter(prefix=secret[4 : 4 + PREFIX_LENGTH].decode()).first()
+    return found
 
 
 def derived_key(purpose: str) -> str:

@@ -56,7 +56,7 @@ class Fleet:
                 self.states[backend.id].backend = backend
             else:
                 self._add(backend)
-        self._look_around()
+        self.look_around()
         self.line.serve_all()
 
     def close(self) -> None:
@@ -108,15 +108,20 @@ class Fleet:
 
         if (state := self.free_slot_for(call, tried)) is not None:
             return state
-        await self._check_served(call, tried)
+        await self.check_served(call, tried)
         if (state := self.free_slot_for(call, tried)) is not None:
             return state
         return await self.line.wait(name, partial(self._place, call, tried), give_back)
 
+    def choice(self, call: Call, now: float, tried: Collection[str] = ()) -> BackendState | None:
+        """The backend whose slot a call would be given; None where none is free. `now`: monotonic."""
+        assert call.model is not None
+        return selection.choose(self.holders(call, now), call.model.served.canonical, now, tried)
+
     def _place(self, call: Call, tried: Collection[str]) -> BackendState | None:
         assert call.model is not None
         name, now = call.model.served.canonical, time.monotonic()
-        state = selection.choose(self._holders(call, now), name, now, tried)
+        state = self.choice(call, now, tried)
         if state is not None:
             state.take(name)
             call.decides = state.breaker.begin(now)
@@ -126,8 +131,8 @@ class Fleet:
         """A backend to ask about a model; takes no slot. Raises NotFound, Unavailable."""
         assert call.model is not None
         name = call.model.served.canonical
-        await self._check_served(call, tried)
-        holders = [state for state in self._holders(call, time.monotonic()) if state.name not in tried]
+        await self.check_served(call, tried)
+        holders = [state for state in self.holders(call, time.monotonic()) if state.name not in tried]
         return min(holders, key=lambda state: (name not in state.warm, state.total_in_flight))
 
     async def target_for(self, wanted: str, model: Model | None) -> BackendState:
@@ -150,7 +155,7 @@ class Fleet:
 
     def has_another(self, call: Call, tried: Collection[str]) -> bool:
         """Whether a backend that was not tried could serve a call."""
-        return any(state.name not in tried for state in self._holders(call, time.monotonic()))
+        return any(state.name not in tried for state in self.holders(call, time.monotonic()))
 
     def withdrew(self, call: Call, state: BackendState) -> None:
         """A call is over. If it was to decide about a half-open breaker and did not, the next one will."""
@@ -208,14 +213,15 @@ class Fleet:
         )
         return merged(lists, "expires_at")
 
-    def _look_around(self) -> None:
+    def look_around(self) -> None:
+        """Finds out what names of models mean, from what the backends have."""
         names = [name for state in self.states.values() if state.backend.enabled for name in state.models]
         found = survey(names, [(name, model.item) for state in self._up() for name, model in state.models.items()])
         if found != self.survey:
             self.survey = found
 
     def _after_round(self) -> None:
-        self._look_around()
+        self.look_around()
         self.line.serve_all()
 
     def _enabled(self) -> list[BackendState]:
@@ -224,7 +230,8 @@ class Fleet:
     def _up(self) -> list[BackendState]:
         return [state for state in self._enabled() if state.is_up]
 
-    def _holders(self, call: Call, now: float) -> list[BackendState]:
+    def holders(self, call: Call, now: float) -> list[BackendState]:
+        """The backends that could serve a call, whether or not they have a free slot. `now`: monotonic."""
         assert call.model is not None
         name, pinned = call.model.served.canonical, call.model.policy.num_ctx
         assert call.key is not None
@@ -234,7 +241,7 @@ class Fleet:
             holders = [state for state in holders if state.offers_context(name, call.context, pinned)]
         return selection.in_rotation(holders, now)
 
-    async def _check_served(self, call: Call, tried: Collection[str]) -> None:
+    async def check_served(self, call: Call, tried: Collection[str] = ()) -> None:
         """Raises the refusal that says why no backend will ever serve this call as things are."""
         if self.has_another(call, tried):
             return

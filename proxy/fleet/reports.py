@@ -11,6 +11,7 @@ from typing import Any
 from django.db import DatabaseError, InterfaceError, connections
 from django.utils import timezone
 
+from proxy.default_models import capabilities
 from proxy.fleet.state import BackendState
 from proxy.models import BackendReport
 from proxy.threads import WorkThread
@@ -28,6 +29,7 @@ SETTLING = timedelta(seconds=5)
 # A backend may list anything (B15): what is kept of it is bounded.
 MAX_MODELS = 2000
 MAX_TEXT = 100
+MAX_CAPABILITIES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,8 @@ def draft_of(backend_id: int, state: BackendState) -> Draft:
                 "parameters": _text(_details(model.item).get("parameter_size")),
                 "quantization": _text(_details(model.item).get("quantization_level")),
                 "context": model.trained_context,
+                "remote": model.remote,
+                "capabilities": [_text(word) for word in capabilities(name, model.item)[:MAX_CAPABILITIES]],
             }
             for name, model in models
         ],

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from proxy.limits.rules import Amounts, Held, Reservation, Rule, Window, refusal, seconds_until_room
+from proxy.limits.rules import Amounts, Held, Reservation, Rule, Window, has_room, refusal, seconds_until_room
 
 # Counters beyond this are dropped when they have nothing in them; addresses come and go.
 TIDY_ABOVE = 10_000
@@ -65,7 +65,7 @@ class MemoryLimits:
             window = rule.window_at(now, address, self.zone)
             counter = self._counter(rule, window, now)
             needed = estimate.of(rule.metric)
-            if counter.total + needed > rule.amount and rule.enforced:
+            if not has_room(rule, counter.total, needed):
                 wait = seconds_until_room(rule, window, counter.parts, counter.total, needed, now)
                 raise refusal(rule, window, counter.total, needed, wait, now)
             held.append(Held(rule, window, needed, counter.total + needed))

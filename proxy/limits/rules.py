@@ -162,6 +162,11 @@ def headers(states: Iterable[tuple[Rule, Window, int]], now: float) -> list[tupl
     return told
 
 
+def has_room(rule: Rule, total: int, needed: int) -> bool:
+    """Whether a call is let through by a rule of which `total` is used and held."""
+    return total + needed <= rule.amount or not rule.enforced
+
+
 def refusal(rule: Rule, window: Window, total: int, needed: int, wait: float, now: float) -> TooManyRequests:
     """Says which limit is reached, what is left of it and when it will do. `wait`: seconds."""
     left = max(rule.amount - total, 0)

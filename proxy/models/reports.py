@@ -47,7 +47,7 @@ class BackendReport(Model):
     version = CharField(max_length=40, blank=True)
     problem = CharField(max_length=300, blank=True, help_text="In our own words.")
     # Of each installed model: name (canonical), digest, size (bytes), modified_at, family, parameters, quantization,
-    # context (tokens it was trained for, 0 = unknown).
+    # context (tokens it was trained for, 0 = unknown), remote (what is sent to it leaves the house), capabilities.
     models = JSONField(default=list)
     # Of each loaded model: name, context (tokens), size, vram (bytes), expires_at.
     warm = JSONField(default=list)
