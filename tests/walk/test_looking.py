@@ -26,7 +26,8 @@ OPEN = {
     "livez", "readyz", "metrics",  # machines; the last two for METRICS_NETWORKS
     "account/login/", "account/logout/", "account/signup/", "account/inactive/", "account/password/reset/",
     "account/password/reset/done/", "account/password/reset/key/done/",
-    "account/password/reset/key/%(uidb36)s-%(key)s/", "account/confirm-email/", "account/confirm-email/%(key)s/", "account/2fa/webauthn/login/",
+    "account/password/reset/key/%(uidb36)s-%(key)s/",
+    "account/confirm-email/", "account/confirm-email/%(key)s/", "account/2fa/webauthn/login/",
     "account/3rdparty/login/cancelled/", "account/3rdparty/login/error/", "account/3rdparty/signup/",
     "account/social/login/cancelled/", "account/social/login/error/", "account/social/signup/",
     "account/social/connections/",  # a redirect to account/3rdparty/
