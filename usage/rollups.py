@@ -11,11 +11,17 @@ from django.db import connections, transaction
 from django.db.models import Count, IntegerField, Min, Model, Q, QuerySet, Sum
 from django.db.models.functions import Cast, Coalesce, ExtractMinute, TruncHour
 
-from usage.models import DailyUsage, Outcome, Retention, UsageBucket, UsageRecord
+from usage.models import DailyUsage, EndUserUsage, Outcome, Retention, UsageBucket, UsageRecord
 
 BUCKET = timedelta(minutes=15)
 SUCCESSES = (Outcome.OK, Outcome.CACHED, Outcome.COALESCED)
 OWNER = ("tenant_id", "user_id", "api_key_id", "model", "backend")
+# table → its period, and what its rows are told apart by
+TABLES: dict[type[Model], tuple[str, tuple[str, ...]]] = {
+    UsageBucket: ("start", OWNER),
+    DailyUsage: ("day", OWNER),
+    EndUserUsage: ("day", (*OWNER, "end_user")),
+}
 
 # measure → what it is the sum of
 MEASURES = {
@@ -28,6 +34,7 @@ MEASURES = {
     "cost_nano": Coalesce(Sum("cost_nano"), 0),
     "decode_us": Sum("decode_us"),
     "total_us": Sum("total_us"),
+    "decoded_tokens": Coalesce(Sum("completion_tokens", filter=Q(decode_us__gt=0)), 0),
 }
 
 # (period, owner) → measures, in the order of MEASURES
@@ -45,6 +52,7 @@ class Difference:
     api_key_id: int
     model: str
     backend: str
+    end_user: str
     measure: str
     records: int
     rolled_up: int
@@ -80,11 +88,11 @@ def rebuild(using: str = "default", days: Iterable[date] | None = None) -> None:
     with transaction.atomic(using=using):
         _keep_writers_out(using)
         for day in days_with_data(using) if days is None else days:
-            for table, period in ((UsageBucket, "start"), (DailyUsage, "day")):
+            for table, (period, owner) in TABLES.items():
                 _rows_of(table, day, zone, using).delete()
                 table._default_manager.using(using).bulk_create(
                     (
-                        table(**{period: key[0]}, **dict(zip(OWNER, key[1:], strict=True)), **_named(sums))
+                        table(**{period: key[0]}, **dict(zip(owner, key[1:], strict=True)), **_named(sums))
                         for key, sums in _summed(table, day, zone, using).items()
                     ),
                     batch_size=500,
@@ -111,12 +119,13 @@ def differences_of(day: date, using: str) -> list[Difference]:
 
 def _compared(day: date, using: str) -> list[Difference]:
     zone, found = reporting_zone(), []
-    for table in (UsageBucket, DailyUsage):
+    for table, (_, owner) in TABLES.items():
+        no_label = () if "end_user" in owner else ("",)
         rolled_up, records = _rolled_up(table, day, zone, using), _summed(table, day, zone, using)
         for key in rolled_up.keys() | records.keys():
             pairs = zip(_named(records.get(key)).items(), _named(rolled_up.get(key)).values(), strict=True)
             found += [
-                Difference(table.__name__, *key, measure, expected, kept)
+                Difference(table.__name__, *key, *no_label, measure, expected, kept)
                 for (measure, expected), kept in pairs
                 if expected != kept
             ]
@@ -124,26 +133,29 @@ def _compared(day: date, using: str) -> list[Difference]:
 
 
 def _rolled_up(table: type[Model], day: date, zone: ZoneInfo, using: str) -> Sums:
-    period = "start" if table is UsageBucket else "day"
-    rows = _rows_of(table, day, zone, using).values_list(period, *OWNER, *MEASURES)
-    return {row[: 1 + len(OWNER)]: row[1 + len(OWNER) :] for row in rows}
+    period, owner = TABLES[table]
+    rows = _rows_of(table, day, zone, using).values_list(period, *owner, *MEASURES)
+    return {row[: 1 + len(owner)]: row[1 + len(owner) :] for row in rows}
 
 
 def _summed(table: type[Model], day: date, zone: ZoneInfo, using: str) -> Sums:
     """What the records of a day add up to, in the periods of the table."""
     records = _within(UsageRecord.objects.using(using), "started_at", day, zone)
     sums = {f"sum_{measure}": expression for measure, expression in MEASURES.items()}
-    if table is DailyUsage:
+    owner = TABLES[table][1]
+    if table is not UsageBucket:
+        if table is EndUserUsage:
+            records = records.exclude(end_user="")
         return {
-            (day, *row[: len(OWNER)]): row[len(OWNER) :]
-            for row in records.order_by().values(*OWNER).annotate(**sums).values_list(*OWNER, *sums)
+            (day, *row[: len(owner)]): row[len(owner) :]
+            for row in records.order_by().values(*owner).annotate(**sums).values_list(*owner, *sums)
         }
     quarters = records.annotate(
         hour=TruncHour("started_at", tzinfo=UTC),
         # Cast: PostgreSQL extracts a numeric, which would divide with decimals.
         quarter=Cast(ExtractMinute("started_at", tzinfo=UTC), IntegerField()) / 15,
     )
-    names = ("hour", "quarter", *OWNER)
+    names = ("hour", "quarter", *owner)
     return {
         (row[0] + row[1] * BUCKET, *row[2 : len(names)]): row[len(names) :]
         for row in quarters.order_by().values(*names).annotate(**sums).values_list(*names, *sums)
@@ -206,4 +218,6 @@ def _keep_writers_out(using: str) -> None:
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             # In the order in which the ledger writes them, so that neither waits for the other in a circle.
-            cursor.execute("LOCK TABLE usage_usagebucket, usage_dailyusage IN SHARE ROW EXCLUSIVE MODE")
+            cursor.execute(
+                "LOCK TABLE usage_usagebucket, usage_dailyusage, usage_enduserusage IN SHARE ROW EXCLUSIVE MODE"
+            )

@@ -39,6 +39,9 @@ _BUCKET_SECONDS = int(BUCKET.total_seconds())
 _SUCCESSES = frozenset(SUCCESSES)
 _STARTED, _FINISHED, _ESTIMATED = AT["started_at"], AT["finished_at"], AT["estimated"]
 
+# What tells rows of a roll-up apart → sums, in the order of _SUMS.
+Sums = dict[tuple[Any, ...], list[int]]
+
 
 class Store:
     """`zone`: whose days the daily roll-up has. `quarantine`: a file for rows that no database takes."""
@@ -93,31 +96,34 @@ class Store:
             return self._note_use(cursor, fresh)
 
     def _add_sums(self, cursor: Any, rows: Iterable[Row]) -> None:
-        buckets: dict[tuple[Any, ...], list[int]] = {}
+        buckets: Sums = {}
+        labelled: Sums = {}
         for row in rows:
             start = int(row[_STARTED]) // _BUCKET_SECONDS * _BUCKET_SECONDS
             owner = (start, row[4], row[6], row[9], row[13], row[11])
-            sums = buckets.get(owner)
-            if sums is None:
-                sums = buckets[owner] = [0] * len(_SUMS)
-            cost = row[37]
-            sums[0] += 1
-            sums[1] += row[19] not in _SUCCESSES
-            sums[2] += bool(row[_ESTIMATED])
-            sums[3] += cost is None
-            sums[4] += row[29]
-            sums[5] += row[30]
-            sums[6] += cost or 0
-            sums[7] += row[25]
-            sums[8] += row[27]
-        days: dict[tuple[Any, ...], list[int]] = {}
+            cost, decode_us, completion_tokens = row[37], row[25], row[30]
+            values = (
+                1,
+                row[19] not in _SUCCESSES,
+                bool(row[_ESTIMATED]),
+                cost is None,
+                row[29],
+                completion_tokens,
+                cost or 0,
+                decode_us,
+                row[27],
+                completion_tokens if decode_us else 0,
+            )
+            _count(buckets, owner, values)
+            if row[8]:
+                _count(labelled, (self._day(start), *owner[1:], row[8]), values)
+        days: Sums = {}
         for (start, *whose), sums in buckets.items():
-            total = days.setdefault((self._day(start), *whose), [0] * len(_SUMS))
-            for position, value in enumerate(sums):
-                total[position] += value
+            _count(days, (self._day(start), *whose), sums)
         starts = {(self._moment(start), *whose): sums for (start, *whose), sums in buckets.items()}
         _upsert(cursor, "usage_usagebucket", "start", starts)
         _upsert(cursor, "usage_dailyusage", "day", days)
+        _upsert(cursor, "usage_enduserusage", "day", labelled, "end_user")
 
     def _moment(self, epoch: float) -> Any:
         """A time as Django writes it on this database."""
@@ -147,11 +153,20 @@ def _is_fault_of_row(exc: Exception) -> bool:
     return not isinstance(exc, ProgrammingError) or not getattr(exc.__cause__, "sqlstate", None)
 
 
-def _upsert(cursor: Any, table: str, period: str, sums: dict[tuple[Any, ...], list[int]]) -> None:
-    names = f"{period}, {_OWNERS}, {', '.join(_SUMS)}"
-    marks = ", ".join(["%s"] * (6 + len(_SUMS)))
+def _count(sums: Sums, owner: tuple[Any, ...], values: Sequence[int]) -> None:
+    found = sums.get(owner)
+    if found is None:
+        found = sums[owner] = [0] * len(_SUMS)
+    for position, value in enumerate(values):
+        found[position] += value
+
+
+def _upsert(cursor: Any, table: str, period: str, sums: Sums, *more: str) -> None:
+    """`more`: columns that tell rows apart besides the period and the owner."""
+    names = ", ".join((period, _OWNERS, *more, *_SUMS))
+    marks = ", ".join(["%s"] * (6 + len(more) + len(_SUMS)))
     adding = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in _SUMS)
-    conflict = f"{period}, tenant_id, api_key_id, coalesce(user_id, 0), model, backend"
+    conflict = ", ".join((period, "tenant_id, api_key_id, coalesce(user_id, 0), model, backend", *more))
     statement = f"INSERT INTO {table} ({names}) VALUES ({marks}) ON CONFLICT ({conflict}) DO UPDATE SET {adding}"  # noqa: S608
     # In one order everywhere, so that two workers never wait for each other in a circle.
     for owner in sorted(sums, key=lambda owner: tuple(str(part) for part in owner)):
