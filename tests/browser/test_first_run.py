@@ -1,6 +1,7 @@
-"""The first quarter of an hour: from the printed link to the first answer and its usage, in a browser."""
+"""The first quarter of an hour, in a browser: the link, the first answer, its usage, and a call that is cancelled."""
 
 import asyncio
+import json
 import re
 import subprocess
 import sys
@@ -24,7 +25,9 @@ async def run(*command):
     return done.stdout
 
 
-async def test_from_the_link_to_the_first_answer(browser, bare_gateway, shared_fake, screenshots):
+async def test_from_the_link_to_the_first_answer_its_usage_and_a_call_that_is_cancelled(
+    browser, bare_gateway, shared_fake, screenshots
+):
     visitor = await new_visitor(browser, bare_gateway.url)
     page = visitor.page
     link = re.search(r"http\S+/setup/\S+/", bare_gateway.log())[0]
@@ -71,12 +74,47 @@ async def test_from_the_link_to_the_first_answer(browser, bare_gateway, shared_f
     await page.get_by_role("link", name="To the home page").click()
     await expect(page.get_by_role("heading", name="Today")).to_be_visible()
     await expect(page.locator(".stat").filter(has_text="Calls").first).to_contain_text("1")
+    await page.get_by_role("navigation").get_by_role("link", name="Usage").first.click()
+    await expect(page.get_by_role("heading", name="Usage").first).to_be_visible()
+    await expect(page.get_by_role("main")).to_contain_text("llama3.2")
+    await expect(page.get_by_role("main")).to_contain_text("my first key")
+
+    await cancel_on_the_live_page(page, bare_gateway, shared_fake, key)
+    assert await visitor.breaches() == []
     assert visitor.problems == []
 
     stranger = await new_visitor(browser, bare_gateway.url)
     assert await stranger.open(link) == 404
     assert bare_gateway.log().count(link) == 1
     assert key not in bare_gateway.log()
+
+
+async def cancel_on_the_live_page(page, gateway, fake, key):
+    """A stream that goes on for ever is seen, cancelled by its button, and ends at the client and the backend."""
+    fake.faults(path="/api/chat", model="llama3.2", infinite=True, tokens_per_second=20)
+    body = {"model": "llama3.2", "messages": [{"role": "user", "content": "Tell me everything"}]}
+    await page.get_by_role("navigation").get_by_role("link", name="Live").first.click()
+    await expect(page.get_by_role("heading", name="No call is running")).to_be_visible()
+    async with gateway.client(key) as client, client.stream("POST", "/api/chat", json=body) as answer:
+        lines = answer.aiter_lines()
+        assert "message" in json.loads(await anext(lines))
+        row = page.locator("#calls tr")
+        await expect(row).to_contain_text("my first key")
+        await expect(row).to_contain_text("Streaming")
+        await row.get_by_role("button", name="Cancel llama3.2").click()
+        dialog = page.get_by_role("dialog", name="Cancel this call?")
+        await dialog.get_by_role("button", name="Cancel the call").click()
+        async with asyncio.timeout(30):
+            last = [line async for line in lines][-1]
+        assert "cancelled this call" in json.loads(last)["error"]
+    await expect(page.get_by_role("heading", name="No call is running")).to_be_visible()
+    call_id = answer.headers["x-request-id"]
+    (seen,) = [call for call in fake.calls if call.header("x-request-id") == call_id]
+    async with asyncio.timeout(30):
+        while not seen.disconnected:
+            await asyncio.sleep(0.05)
+    assert (await gateway.record(call_id, 30)).outcome == "cancelled"
+    fake.clear_faults()
 
 
 async def served(gateway, fake):
