@@ -6,13 +6,14 @@ redis-py's asyncio client costs several times the round trip in CPU; this is wha
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import hiredis
 
 Argument = bytes | str | int | float
+Unheard = Callable[[str], None]
 
 
 class RedisAway(Exception):
@@ -26,8 +27,8 @@ class Connection(asyncio.Protocol):
         self._patience = patience
         self._reader = hiredis.Reader()
         self._transport: asyncio.Transport | None = None
-        # In the order of the commands: (future, when it must be answered). None: nobody asks for the answer.
-        self._waiting: deque[tuple[asyncio.Future[Any] | None, float]] = deque()
+        # In the order of the commands: (who wants the answer or hears that there is none, when it must be there).
+        self._waiting: deque[tuple[asyncio.Future[Any] | Unheard, float]] = deque()
         self._alarm: asyncio.TimerHandle | None = None
         self.closed = False
 
@@ -62,13 +63,17 @@ class Connection(asyncio.Protocol):
         self._reader.feed(data)
         try:
             while (reply := self._reader.gets()) is not False:
-                future, _ = self._waiting.popleft()
-                if future is None or future.done():
+                waiter, _ = self._waiting.popleft()
+                refused = isinstance(reply, hiredis.ReplyError)
+                if not isinstance(waiter, asyncio.Future):
+                    if refused:
+                        waiter(str(reply))
+                elif waiter.done():
                     continue
-                if isinstance(reply, hiredis.ReplyError):
-                    future.set_exception(reply)
+                elif refused:
+                    waiter.set_exception(reply)
                 else:
-                    future.set_result(reply)
+                    waiter.set_result(reply)
         except (hiredis.ProtocolError, IndexError):
             self.abort()
 
@@ -76,10 +81,13 @@ class Connection(asyncio.Protocol):
         self.closed = True
         if self._alarm is not None:
             self._alarm.cancel()
-        for future, _ in self._waiting:
-            if future is not None and not future.done():
-                future.set_exception(RedisAway(f"the connection was lost ({exc or 'closed'})"))
-        self._waiting.clear()
+        waiting, self._waiting = self._waiting, deque()
+        problem = f"the connection was lost ({exc or 'closed'})"
+        for waiter, _ in waiting:
+            if not isinstance(waiter, asyncio.Future):
+                waiter(problem)
+            elif not waiter.done():
+                waiter.set_exception(RedisAway(problem))
 
     def ask(self, *command: Argument) -> asyncio.Future[Any]:
         """The answer to a command: int, bytes, list or None. Raises RedisAway, hiredis.ReplyError."""
@@ -87,15 +95,18 @@ class Connection(asyncio.Protocol):
         self._send(command, future)
         return future
 
-    def tell(self, *command: Argument) -> None:
-        """Sends a command whose answer nobody waits for. Raises RedisAway where it cannot be sent."""
-        self._send(command, None)
+    def tell(self, *command: Argument, unheard: Unheard) -> None:
+        """Sends a command whose answer nobody waits for. Raises RedisAway where it cannot be sent.
 
-    def _send(self, command: Sequence[Argument], future: asyncio.Future[Any] | None) -> None:
+        `unheard(problem)` is called where it was not confirmed: it may have been carried out.
+        """
+        self._send(command, unheard)
+
+    def _send(self, command: Sequence[Argument], waiter: asyncio.Future[Any] | Unheard) -> None:
         if self.closed or self._transport is None or self._transport.is_closing():
             raise RedisAway("not connected")
         deadline = self._loop.time() + self._patience
-        self._waiting.append((future, deadline))
+        self._waiting.append((waiter, deadline))
         self._transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]  # typed as if it took one
         if self._alarm is None:
             self._alarm = self._loop.call_at(deadline, self._look)

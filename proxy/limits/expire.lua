@@ -1,23 +1,35 @@
--- Gives back what calls of dead workers held; requests that were made stay counted.
--- KEYS: the leases. ARGV: now (s), how many at most.
-local ended = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[2])
-for _, id in ipairs(ended) do
-    redis.call('ZREM', KEYS[1], id)
-    local said = redis.call('HGET', KEYS[1] .. ':held', id)
-    redis.call('HDEL', KEYS[1] .. ':held', id)
-    -- [[counter, part, held, stays], …]
-    for _, entry in ipairs(said and cjson.decode(said) or {}) do
-        local key, part, held, stays = entry[1], entry[2], entry[3], entry[4]
-        if redis.call('EXISTS', key) == 1 then
-            redis.call('HINCRBY', key, 'held', -held)
-            if part == 0 then
-                local left = redis.call('HINCRBY', key, 'total', stays - held)
-                if left == 0 and redis.call('TTL', key) == -1 then redis.call('DEL', key) end
-            elseif redis.call('HEXISTS', key, part) == 1 then
-                redis.call('HINCRBY', key, part, stays - held)
-                redis.call('HINCRBY', key, 'total', stays - held)
-            end
+-- Gives back what calls of dead holders held; requests that were made stay counted.
+-- KEYS: counters. ARGV: the dead holders. Returns the ids of the calls.
+local function whole(number) return string.format('%.0f', number) end
+local dead, ended = {}, {}
+for _, holder in ipairs(ARGV) do dead[holder] = true end
+for _, key in ipairs(KEYS) do
+    local fields, there, gone = redis.call('HGETALL', key), {}, {}
+    for place = 1, #fields, 2 do
+        there[fields[place]] = fields[place + 1]
+        local holder, id = string.match(fields[place], '^@([^:]+):(.+)$')
+        if holder and dead[holder] then
+            gone[#gone + 1] = fields[place]
+            ended[#ended + 1] = id
         end
     end
+    if #gone > 0 then
+        local total, held = tonumber(there['total']), tonumber(there['held'])
+        for _, call in ipairs(gone) do
+            local needed, stays, part = string.match(there[call], '^(%d+) (%d+) (%d+)$')
+            local change = tonumber(stays) - tonumber(needed)
+            held = held - tonumber(needed)
+            if part == '0' then
+                total = total + change
+            elseif there[part] then
+                total = total + change
+                there[part] = whole(tonumber(there[part]) + change)
+                redis.call('HSET', key, part, there[part])
+            end
+            redis.call('HDEL', key, call)
+        end
+        redis.call('HSET', key, 'total', whole(total), 'held', whole(held))
+        if total == 0 and held == 0 and redis.call('TTL', key) == -1 then redis.call('DEL', key) end
+    end
 end
-return #ended
+return ended

@@ -90,10 +90,15 @@ class MemoryLimits:
             return
         reservation.ended = True
         for rule, window, needed, _ in reservation.held:
+            used = 0 if actual is None else actual.used(rule.metric)
             counter = self.counters.get(window.key)
-            if counter is not None:  # it may have been tidied away with nothing in it
-                counter.held -= needed
-                counter.add(window, (0 if actual is None else actual.used(rule.metric)) - needed)
+            if counter is None:
+                # Tidied away with nothing in it: it was estimated to use nothing.
+                counter = self.counters[window.key] = Counter(window)
+                if window.part:
+                    counter.parts[window.part] = 0
+            counter.held -= needed
+            counter.add(window, used - needed)
 
     def total(self, rule: Rule, address: str) -> int:
         """What is used and held of a rule now."""

@@ -1,21 +1,25 @@
 """Limits that several processes share, in Redis. One reserve is one script, so it is atomic; one round trip a call.
 
-Each reservation is a lease, renewed by the worker that made it: those of a worker that died are given back when it runs
-out. Budgets do not live here alone: a counter of a calendar window that was lost begins with what the roll-ups know.
+Each reservation is a lease: whoever made it beats while it lives, and what one held that beats no more is given back by
+the others, each of which judges by its own steady clock; clocks that are set end no lease. Each counter knows by itself
+which calls it holds for, so that it stays right whatever else Redis loses. With each connection a process begins anew,
+under a new name: what the old one held is given back and what runs is held again, so that nothing stays that got lost
+on the way. Budgets do not live here alone: a counter of a calendar window begins with what the roll-ups know.
 """
 
 import asyncio
 import logging
+import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hiredis
-import orjson
 
-from proxy.limits.connection import Connection, RedisAway
+from proxy.limits.connection import Argument, Connection, RedisAway
 from proxy.limits.rules import Amounts, Held, Reservation, Rule, Window, refusal, seconds_until_room
 
 logger = logging.getLogger(__name__)
@@ -25,16 +29,34 @@ PATIENCE = 0.05
 RETRY_SECONDS = 0.5
 # Of a reservation whose worker says nothing any more; it says so three times in that time.
 LEASE_SECONDS = 30.0
-# Kept after a window has ended, for calls that end late.
-KEPT_SECONDS = 3600
-EXPIRED_AT_ONCE = 200
+# A counter is kept so long after its window has ended: clocks of several machines differ.
+KEPT_SECONDS = 600
+# Counters that are dropped, or searched for calls of dead workers, by one script: calls wait meanwhile.
+AT_ONCE = 100
 
-_LEASES = "ogw:leases"
-_SCRIPTS = {name: (Path(__file__).parent / f"{name}.lua").read_text() for name in ("reserve", "settle", "expire")}
+_HOLDERS = "ogw:holders"
+_COUNTERS = "ogw:counters"
+_NAMES = ("reserve", "settle", "expire", "forget")
+_SCRIPTS = {name: (Path(__file__).parent / f"{name}.lua").read_text() for name in _NAMES}
+
+Command = tuple[list[str], list[Any]]
 
 
 class SharedReservation(Reservation):
-    __slots__ = ()
+    __slots__ = ("holder",)
+
+    def __init__(self, reservation_id: str, held: list[Held], holder: str) -> None:
+        """`holder`: the name under which Redis knows who holds it."""
+        super().__init__(reservation_id, held)
+        self.holder = holder
+
+
+class End(NamedTuple):
+    """One that Redis has not confirmed."""
+
+    reservation: SharedReservation
+    actual: Amounts | None  # None: given back
+    may_be_known: bool  # it was sent
 
 
 class RedisLimits:
@@ -59,9 +81,12 @@ class RedisLimits:
         self.problem = "not connected yet"  # why Redis cannot be used; empty while it can
         self._connection: Connection | None = None
         self._shas: dict[str, str] = {}
+        self._name = ""  # one for each connection
+        self._beats = 0
+        # name → what it said last, and since when it says so by our clock
+        self._heard: dict[bytes, tuple[bytes, float]] = {}
         self._live: dict[str, SharedReservation] = {}
-        # Ends that Redis did not hear of; told again when it is back, unless their leases ran out before.
-        self._untold: list[tuple[SharedReservation, Amounts | None]] = []
+        self._untold: list[End] = []  # told when Redis is back
         self._task: asyncio.Task[None] | None = None
         self._wanted = asyncio.Event()
 
@@ -87,6 +112,8 @@ class RedisLimits:
         self, call_id: str, rules: Iterable[Rule], model: str, address: str, estimate: Amounts
     ) -> SharedReservation:
         """As MemoryLimits.reserve. Raises RedisAway where Redis does not answer in time."""
+        if self.problem:
+            raise RedisAway(self.problem)
         now = self.clock()
         # Totals come with the answer.
         held = [
@@ -94,22 +121,13 @@ class RedisLimits:
             for rule in rules
             if not rule.model or rule.model == model
         ]
-        reservation = SharedReservation(call_id, held)
+        reservation = SharedReservation(call_id, held, self._name)
         if not held:
             reservation.ended = True
             return reservation
-        keys, arguments = [_LEASES], [now, now + self.lease_seconds, call_id, _as_lease(held)]
-        for rule, window, needed, _ in held:
-            keys.append(_key(window))
-            kept = int(window.ends - now) + KEPT_SECONDS if window.ends else 0
-            amount = rule.amount if rule.enforced else -1
-            recorded = self.recorded.get(window.key, 0)
-            # Calls that were refused in the line have records, but are not counted as requests.
-            only_if_new = -recorded if rule.metric == "requests" else recorded
-            arguments += [amount, needed, window.part, window.oldest, kept, only_if_new]
         self._live[call_id] = reservation
         try:
-            found = await self._run("reserve", keys, arguments)
+            found = await self._run("reserve", *self._asked(reservation, now))
         except BaseException:
             # It may have been carried out: then it is given back, now or with the lease.
             self.release(reservation)
@@ -123,6 +141,26 @@ class RedisLimits:
         reservation.held = [entry._replace(total=int(total)) for entry, total in zip(held, found[1], strict=True)]
         return reservation
 
+    def _asked(self, reservation: SharedReservation, now: float, *, again: bool = False) -> Command:
+        """Keys and arguments of reserve.lua. `again`: what runs, however full its limits are."""
+        keys, arguments = [_HOLDERS, _COUNTERS], [reservation.holder, reservation.id, now]
+        for rule, window, needed, _ in reservation.held:
+            if again and rule.metric == "requests":
+                continue  # was made, and stayed counted
+            keys.append(_key(window))
+            recorded = self.recorded.get(window.key, 0)
+            arguments += [
+                rule.amount if rule.enforced and not again else -1,
+                needed,
+                needed if rule.metric == "requests" else 0,
+                window.part,
+                window.oldest,
+                int(window.ends) + KEPT_SECONDS if window.ends else 0,
+                # Calls that were refused in the line have records, but are not counted as requests.
+                -recorded if rule.metric == "requests" else recorded,
+            ]
+        return keys, arguments
+
     def settle(self, reservation: SharedReservation, actual: Amounts) -> None:
         """As MemoryLimits.settle. Does not wait: the end is on its way before whatever this process sends next."""
         self._end(reservation, actual)
@@ -135,64 +173,100 @@ class RedisLimits:
             return
         reservation.ended = True
         self._live.pop(reservation.id, None)
-        try:
-            self._tell_end(reservation, actual)
-        except RedisAway:
-            self._untold.append((reservation, actual))
+        self._tell_end(End(reservation, actual, may_be_known=False))
 
-    def _tell_end(self, reservation: SharedReservation, actual: Amounts | None) -> None:
-        if self._connection is None:
-            raise RedisAway("not connected")
-        keys: list[str] = [_LEASES]
-        arguments: list[Any] = [reservation.id]
-        for rule, window, needed, _ in reservation.held:
+    def _tell_end(self, end: End) -> None:
+        reservation, actual, may_be_known = end
+        keys: list[str] = []
+        arguments: list[Any] = [reservation.holder, reservation.id, int(may_be_known)]
+        for rule, window, _, _ in reservation.held:
             keys.append(_key(window))
-            arguments += [needed, 0 if actual is None else actual.used(rule.metric), window.part]
-        self._connection.tell("EVALSHA", self._shas["settle"], len(keys), *keys, *arguments)
+            # A request stays counted even where nobody knows any more that it was held.
+            of_all = actual is not None and rule.metric == "requests"
+            used = 0 if actual is None else actual.used(rule.metric)
+            arguments += ["all" if of_all else used, window.part]
+        connection = self._connection
+        if connection is None:
+            self._untold.append(end)
+            return
+        unheard = partial(self._unheard, end, connection)
+        try:
+            connection.tell("EVALSHA", self._shas["settle"], len(keys), *keys, *arguments, unheard=unheard)
+        except RedisAway:
+            self._untold.append(end)
+
+    def _unheard(self, end: End, connection: Connection, problem: str) -> None:
+        self._untold.append(end._replace(may_be_known=True))
+        self._lost(problem, connection)
 
     async def total(self, rule: Rule, address: str) -> int:
         """What is used and held of a rule now. Raises RedisAway."""
         window = rule.window_at(self.clock(), address, self.zone)
-        if self._connection is None:
-            raise RedisAway("not connected")
         if not window.part:
-            return int(await self._connection.ask("HGET", _key(window), "total") or 0)
-        parts = _parts(await self._connection.ask("HGETALL", _key(window)))
+            return int(await self._ask("HGET", _key(window), "total") or 0)
+        parts = _parts(await self._ask("HGETALL", _key(window)))
         return sum(count for part, count in parts.items() if part >= window.oldest)
 
     async def held(self) -> dict[str, int]:
         """What calls in flight hold, by counter; those that hold nothing are left out."""
-        if self._connection is None:
-            raise RedisAway("not connected")
         found: dict[str, int] = {}
-        cursor = b"0"
-        while True:
-            cursor, keys = await self._connection.ask("SCAN", cursor, "MATCH", "ogw:limit:*", "COUNT", 500)
+        async for keys in self._counters():
             for key in keys:
-                if amount := int(await self._connection.ask("HGET", key, "held") or 0):
+                if amount := int(await self._ask("HGET", key, "held") or 0):
                     found[key.decode().removeprefix("ogw:limit:")] = amount
-            if cursor == b"0":
-                return found
+        return found
 
     async def expire(self) -> int:
-        """Gives back what dead workers' calls held; returns of how many calls."""
-        return int(await self._run("expire", [_LEASES], [self.clock(), EXPIRED_AT_ONCE]))
+        """Gives back what others held that have not beaten for the time of a lease; returns of how many calls."""
+        now = self.clock()
+        beats = await self._ask("HGETALL", _HOLDERS)
+        heard: dict[bytes, tuple[bytes, float]] = {}
+        for name, said in zip(beats[::2], beats[1::2], strict=True):
+            before = self._heard.get(name)
+            heard[name] = before if before is not None and before[0] == said else (said, now)
+        self._heard = heard
+        ours = self._name.encode()
+        dead = [name for name, (_, since) in heard.items() if name != ours and now - since >= self.lease_seconds]
+        return await self._give_back(dead) if dead else 0
 
-    async def _run(self, script: str, keys: list[str], arguments: list[Any]) -> Any:
+    async def _give_back(self, names: Sequence[Argument]) -> int:
+        ended: set[bytes] = set()
+        async for keys in self._counters():
+            ended.update(await self._run("expire", keys, names))
+        await self._ask("HDEL", _HOLDERS, *names)
+        return len(ended)
+
+    async def _counters(self) -> AsyncIterator[list[bytes]]:
+        """The names of all counters, some at a time; one may come twice."""
+        cursor = b"0"
+        while True:
+            cursor, keys = await self._ask("SCAN", cursor, "MATCH", "ogw:limit:*", "COUNT", AT_ONCE)
+            if keys:
+                yield keys
+            if cursor == b"0":
+                return
+
+    async def _run(self, script: str, keys: Sequence[Argument], arguments: Sequence[Argument]) -> Any:
+        return await self._ask("EVALSHA", self._shas.get(script, ""), len(keys), *keys, *arguments)
+
+    async def _ask(self, *command: Argument) -> Any:
         connection = self._connection
-        if connection is None or self.problem:
+        if connection is None:
             raise RedisAway(self.problem)
         try:
-            return await connection.ask("EVALSHA", self._shas[script], len(keys), *keys, *arguments)
+            return await connection.ask(*command)
         except RedisAway as exc:
-            self._lost(str(exc))
+            self._lost(str(exc), connection)
             raise
         except hiredis.ReplyError as exc:
             # Scripts are lost with a restart (NOSCRIPT); OOM, READONLY, LOADING pass some time.
-            self._lost(str(exc))
+            self._lost(str(exc), connection)
             raise RedisAway(str(exc)) from exc
 
-    def _lost(self, problem: str) -> None:
+    def _lost(self, problem: str, connection: Connection | None = None) -> None:
+        """`connection`: the one that has the problem, which may have been replaced."""
+        if connection is not self._connection and connection is not None:
+            return
         if not self.problem:
             logger.error("Limits are counted by each process alone until Redis answers again: %s", problem)
         self.problem = problem or "it does not answer"
@@ -202,13 +276,14 @@ class RedisLimits:
             self._connection = None
 
     async def _keep_for_ever(self) -> None:
-        """Connects, and connects again; renews the leases of this process and ends those of dead ones."""
+        """Connects, and connects again; says that this process lives, and ends the leases of dead ones."""
         while True:
             try:
                 if self._connection is None or self._connection.closed:
                     await self._connect()
-                await self._renew()
-                while await self.expire() == EXPIRED_AT_ONCE:
+                await self._beat()
+                await self.expire()
+                while await self._run("forget", [_COUNTERS], [self.clock(), AT_ONCE]) == AT_ONCE:
                     pass
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self.lease_seconds / 3):
@@ -231,19 +306,30 @@ class RedisLimits:
             connection.abort()
             raise RedisAway(str(exc)) from exc
         self._connection, self._shas = connection, shas
-        untold, self._untold = self._untold, []
-        for reservation, actual in untold:
-            self._tell_end(reservation, actual)
+        await self._begin_anew()
         if self.problem and self.problem != "not connected yet":
             logger.warning("Redis answers again: limits are shared by all processes")
         self.problem = ""
 
-    async def _renew(self) -> None:
-        """Renews the leases of the calls that run; those that ran out (a process that was stopped) stay gone."""
-        if self._live and self._connection is not None:
-            until = self.clock() + self.lease_seconds
-            pairs = [value for call_id in self._live for value in (until, call_id)]
-            await self._connection.ask("ZADD", _LEASES, "XX", *pairs)
+    async def _begin_anew(self) -> None:
+        """Tells what ended meanwhile, and holds what runs under a new name; calls are counted here alone till then."""
+        before, self._name, self._beats = self._name, secrets.token_hex(8), 0
+        untold, self._untold = self._untold, []
+        for end in untold:
+            self._tell_end(end)
+        if before:
+            await self._give_back([before])
+        for reservation in list(self._live.values()):
+            if not reservation.ended:
+                reservation.holder = self._name
+                await self._run("reserve", *self._asked(reservation, self.clock(), again=True))
+
+    async def _beat(self) -> None:
+        """Says that this process lives. Raises RedisAway where Redis forgot it, or it was held for dead."""
+        beats = int(await self._ask("HINCRBY", _HOLDERS, self._name, 1))
+        self._beats, expected = beats, self._beats + 1
+        if beats != expected:
+            raise RedisAway("it lost what this process holds")
 
 
 def _key(window: Window) -> str:
@@ -254,13 +340,3 @@ def _parts(fields: list[bytes]) -> dict[int, int]:
     """The parts of a rolling window among the fields of its counter."""
     pairs = zip(fields[::2], fields[1::2], strict=True)
     return {int(name): int(count) for name, count in pairs if name.isdigit()}
-
-
-def _as_lease(held: list[Held]) -> bytes:
-    """What expire.lua gives back: requests were made and stay counted."""
-    return orjson.dumps(
-        [
-            [_key(window), window.part, needed, needed if rule.metric == "requests" else 0]
-            for rule, window, needed, _ in held
-        ]
-    )

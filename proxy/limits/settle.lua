@@ -1,22 +1,32 @@
 -- Ends a call: what it held is replaced by what it used.
--- KEYS: the leases, then the counter of each rule.
--- ARGV: call id, then for each rule: held, used, part (0 = none)
--- A call whose lease ran out holds nothing any more: only what it used is added.
-local live = redis.call('ZREM', KEYS[1], ARGV[1])
-redis.call('HDEL', KEYS[1] .. ':held', ARGV[1])
-for number = 1, #KEYS - 1 do
-    local key, at = KEYS[number + 1], 1 + (number - 1) * 3
-    local held, used, part = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), ARGV[at + 3]
-    if redis.call('EXISTS', key) == 1 then
-        if live == 1 then redis.call('HINCRBY', key, 'held', -held) else held = 0 end
-        if part == '0' then
-            local left = redis.call('HINCRBY', key, 'total', used - held)
-            -- That of concurrent calls ends with the last of them; the others end with their window.
-            if left == 0 and redis.call('TTL', key) == -1 then redis.call('DEL', key) end
-        elseif redis.call('HEXISTS', key, part) == 1 then
-            redis.call('HINCRBY', key, part, used - held)
-            redis.call('HINCRBY', key, 'total', used - held)
+-- KEYS: the counter of each rule.
+-- ARGV: who held it, call id, whether it may have been told before (1), then for each rule: used (all = as held), part (0 = none)
+-- Where a counter does not know the call any more (its holder was taken for dead, or Redis lost it), the call holds
+-- nothing there: only what it used is added, unless that was done before.
+local function whole(number) return string.format('%.0f', number) end
+local call = '@' .. ARGV[1] .. ':' .. ARGV[2]
+for number = 1, #KEYS do
+    local key, at = KEYS[number], 3 + (number - 1) * 2
+    local used, part, change = tonumber(ARGV[at + 1]), ARGV[at + 2], 0
+    local said = redis.call('HMGET', key, 'total', 'held', part, call)
+    if said[1] then
+        local total, held = tonumber(said[1]), tonumber(said[2] or '0')
+        if said[4] then
+            local needed = tonumber(string.match(said[4], '^%d+'))
+            change, held = used and used - needed or 0, held - needed
+            redis.call('HDEL', key, call)
+        elseif used and ARGV[3] == '0' then
+            change = used
         end
+        if part == '0' then
+            total = total + change
+        elseif said[3] then
+            total = total + change
+            redis.call('HSET', key, part, whole(tonumber(said[3]) + change))
+        end
+        redis.call('HSET', key, 'total', whole(total), 'held', whole(held))
+        -- That of concurrent calls ends with the last of them; the others end with their window.
+        if total == 0 and held == 0 and redis.call('TTL', key) == -1 then redis.call('DEL', key) end
     end
 end
-return live
+return #KEYS

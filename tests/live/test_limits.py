@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from datetime import UTC, datetime
 
 import pytest
 
@@ -53,10 +54,12 @@ def start(make_gateway, fake, redis_server):
 
 
 def held(redis_server):
-    """What calls in flight hold in Redis."""
+    """(what calls in flight hold in Redis, how many they are)"""
     with redis_server.client() as client:
-        found = {key.decode(): int(client.hget(key, "held") or 0) for key in client.scan_iter("ogw:limit:*")}
-        return {key: amount for key, amount in found.items() if amount}, client.zcard("ogw:leases")
+        counters = {key.decode(): client.hgetall(key) for key in client.scan_iter("ogw:limit:*")}
+        amounts = {key: int(fields.get(b"held", 0)) for key, fields in counters.items()}
+        calls = {name for fields in counters.values() for name in fields if name.startswith(b"@")}
+        return {key: amount for key, amount in amounts.items() if amount}, len(calls)
 
 
 async def until(condition, seconds=20):
@@ -98,7 +101,7 @@ def limit_on(gateway, tenant, metric):
 async def test_u6_of_200_calls_at_once_exactly_10_get_in(start, fake, redis_server, engine, workers):
     gateway = start(engine, workers)
     gateway.rows(Price).create(
-        model="llama3.2:latest", input_nano=10**9, output_nano=10**9, valid_from="2020-01-01T00:00Z"
+        model="llama3.2:latest", input_nano=10**9, output_nano=10**9, valid_from=datetime(2020, 1, 1, tzinfo=UTC)
     )
     keys = {}
     for metric in METRICS:
