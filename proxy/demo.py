@@ -146,8 +146,17 @@ def _rules(tenants: dict[str, Tenant]) -> None:
             tenant=tenant,
             metric=metric,
             window=window,
-            defaults={"amount": amount, "mode": mode},
+            defaults={"amount": amount, "mode": mode, "alert": window != Limit.Window.MINUTE},
         )
+    # What an owner set for one of their people.
+    Limit.objects.get_or_create(
+        scope=Limit.Scope.USER,
+        user=User.objects.get(username="ben"),
+        managed_by=tenants["demo"],
+        metric=Limit.Metric.TOKENS,
+        window=Limit.Window.DAY,
+        defaults={"amount": 500_000, "alert": True},
+    )
 
 
 def _key(name: str, wanted: DemoKey, tenant: Tenant) -> str:
