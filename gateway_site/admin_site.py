@@ -10,7 +10,8 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, URLResolver, path, reverse
 
-from gateway_site import dashboard
+from gateway_site import counters, dashboard
+from proxy import explain_pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,11 @@ class GatewayAdminSite(admin.AdminSite):
             )
 
     def get_urls(self) -> list[URLPattern | URLResolver]:
-        return [path("now/", self.admin_view(self.now), name="now"), *super().get_urls()]
+        own = [
+            path("now/", self.admin_view(self.now), name="now"),
+            path("explain/", self.admin_view(self.explain), name="explain"),
+        ]
+        return [*own, *super().get_urls()]
 
     def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[dict[str, Any]]:
         """Groups in the place of apps, except on the page of one app."""
@@ -127,6 +132,9 @@ class GatewayAdminSite(admin.AdminSite):
     def password_change(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """There is one page for it, which is limited and asks for the second factor."""
         return HttpResponseRedirect(reverse("account_change_password"))
+
+    def explain(self, request: HttpRequest) -> HttpResponse:
+        return explain_pages.explain_in_admin(request, counters.runtime, self.each_context(request))
 
     def now(self, request: HttpRequest) -> HttpResponse:
         """The part of the dashboard that changes, for the script that keeps it up to date."""

@@ -6,14 +6,20 @@ from proxy.limits import Rule
 from proxy.limits.engine import Counted
 from proxy.limits.states import LimitStates
 from proxy.limits.states import limits_of_key as _limits_of_key
+from proxy.runtime import Runtime
 from tenants.models import ApiKey
+
+
+def runtime() -> Runtime:
+    """That of this process, which may not have been started."""
+    from gateway_site.asgi import gateway  # which imports what asks
+
+    return gateway
 
 
 def counted(rules: Sequence[Rule], address: str) -> Counted | None:
     """Not from the loop of the calls: it is asked there. None where no gateway runs in this process."""
-    from gateway_site.asgi import gateway  # the process's own, which imports what asks
-
-    return gateway.counted(rules, address)
+    return runtime().counted(rules, address)
 
 
 def limits_of_key(key: ApiKey, address: str = "") -> LimitStates:

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from proxy import metrics
 from proxy.admission import Admission
@@ -29,6 +30,8 @@ from proxy.snapshot import Snapshot, Tables
 from proxy.worker_reports import Status, WorkerReports
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # How long the first call waits for the first reading of the rules.
 START_PATIENCE = 5.0
@@ -174,11 +177,16 @@ class Runtime:
     def counted(self, rules: Sequence[Rule], address: str) -> Counted | None:
         """What is used and held of limits, asked from another thread: the engine is the loop's. None where this
         process does not count, or is too busy to say."""
+        return self.in_loop(lambda: self.limits.count(rules, address), COUNT_PATIENCE)
+
+    def in_loop(self, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T | None:
+        """What something in the loop of the calls gives, for another thread; None where no loop runs, or it is too
+        busy to say in time."""
         if self._starting is None or not self._starting.done() or self._closed or not self._loop.is_running():
             return None
-        asked = asyncio.run_coroutine_threadsafe(self.limits.count(rules, address), self._loop)
+        asked = asyncio.run_coroutine_threadsafe(work(), self._loop)
         try:
-            return asked.result(COUNT_PATIENCE)
+            return asked.result(seconds)
         except TimeoutError:
             asked.cancel()
             return None

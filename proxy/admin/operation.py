@@ -7,6 +7,8 @@ from django.contrib.admin.models import LogEntry
 from django.db.models import BigIntegerField, QuerySet, Subquery, Sum, Value
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from proxy.models import ConfigRevision, ModelJob, RefusalCount, WorkerReport
@@ -47,7 +49,7 @@ class WorkerReportAdmin(ReadOnlyAdmin):
 @admin.register(RefusalCount)
 class RefusalCountAdmin(LargeTableAdmin):
     purpose = "Calls that were refused before they began, by minute and reason. They have no records."
-    list_display = ["minute", "why", "code", "key_prefix", "count"]
+    list_display = ["minute", "why", "code", "key_prefix", "count", "explain"]
     list_filter = ["minute"]
     search_fields = ["=key_prefix", "=code"]
     search_help_text = "Prefix of a key or code of a reason: the whole of it"
@@ -57,6 +59,10 @@ class RefusalCountAdmin(LargeTableAdmin):
     @admin.display(description="why")
     def why(self, refusal: RefusalCount) -> str:
         return reason(refusal.code)
+
+    @admin.display(description="")
+    def explain(self, refusal: RefusalCount) -> SafeString:
+        return format_html('<a href="{}?key={}">Explain</a>', reverse("admin:explain"), refusal.key_prefix)
 
 
 @admin.register(ModelJob)
