@@ -1,6 +1,7 @@
 """A browser, as people have it, in front of a real gateway: Debian's Chromium, steered by Playwright."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,7 +61,7 @@ class Visitor:
 
     def _note(self, kind: str, text: str) -> None:
         # A 404 that a test asks for is written there as well.
-        if kind in ("error", "warning") and "status of 404" not in text:
+        if kind in ("error", "warning") and not re.search("status of 40[345]", text):
             self.problems.append(text)
 
     def _failed(self, request: object) -> None:
@@ -78,10 +79,18 @@ class Visitor:
         await self.page.get_by_role("button", name="Sign in", exact=True).click()
         await self.page.wait_for_url(f"{self.url}/")
 
-    async def breaches(self) -> list[str]:
-        """What axe finds serious or critical on the page as it is."""
-        await self.page.evaluate(AXE)
-        found = await self.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    async def kind_of(self, path: str) -> str:
+        """The content type of what a GET answers in the end, without showing it; "part" for a part of a page."""
+        answer = await self.page.context.request.get(self.url + path, headers={"accept": "text/html"})
+        kind = answer.headers.get("content-type", "").split(";")[0]
+        return "part" if kind == "text/html" and "<html" not in await answer.text() else kind
+
+    async def breaches(self, rules: list[str] = ()) -> list[str]:
+        """What axe finds serious or critical on the page as it is, by all of its rules or by some."""
+        if not await self.page.evaluate("typeof axe === 'object'"):
+            await self.page.evaluate(AXE)
+        options = {"resultTypes": ["violations"], **({"runOnly": rules} if rules else {})}
+        found = await self.page.evaluate("options => axe.run(document, options)", options)
         return [
             f"{item['id']} at {node['target']}: {node['failureSummary']}"
             for item in found["violations"]

@@ -9,6 +9,8 @@ from tenants.models import ApiKey, Invitation, Membership, Tenant, User
 from tests.live.gateway import ROOT, Gateway
 from tests.walk.pages import Page, pages
 
+# What a table of the admin has whose form for a new row is another than that of a row that is there.
+OF_ITS_OWN = {"add_form", "add_form_template", "add_fieldsets", "get_fieldsets", "get_form", "get_readonly_fields"}
 # Leads elsewhere, to what has no page of its own.
 NOT_OPENED = ("admin/r/", "account/oidc/")
 
@@ -25,7 +27,8 @@ def fill(gateway: Gateway, text: str) -> "GatewayRows":
     """A row in every table, with a text in every column; what Page.paths() wants to know of them."""
     token = run_inside(gateway, f"from tests.walk.rows import Rows; print(Rows({text!r}).make_all().token)")
     tables = {*admin.site._registry, ApiKey, Invitation, Membership, Tenant, User}
-    return GatewayRows(token, {table: list(gateway.rows(table).order_by("-pk")[:2]) for table in tables})
+    # What the demo has made comes first.
+    return GatewayRows(token, {table: list(gateway.rows(table).order_by("pk")[:2]) for table in tables})
 
 
 class GatewayRows:
@@ -39,14 +42,24 @@ class GatewayRows:
 def opened() -> list[Page]:
     """The pages that a browser may open: one of those that are the same page about another table."""
     found = {}
-    for page in pages():
+    # A form with a row in it before one without.
+    for page in sorted(pages(), key=lambda page: page.name.endswith("_add")):
         if page.template.startswith(NOT_OPENED):
             continue
-        shape = page.template
-        if page.name.endswith(("_history", "_delete")) and page.model:
-            page_admin = admin.site._registry[page.model]
-            kind = page.name.rpartition("_")[2]
-            own = "object_history_template" if kind == "history" else "delete_confirmation_template"
-            shape = f"{kind} {getattr(page_admin, own)}"
-        found.setdefault(shape, page)
+        found.setdefault(shape(page), page)
     return list(found.values())
+
+
+def shape(page: Page) -> str:
+    """What two pages of the admin have in common that differ in nothing but the table."""
+    if page.model is None or not page.name:
+        return page.template
+    of_table = admin.site._registry[page.model]
+    match page.name.rpartition("_")[2]:
+        case "history":
+            return f"history {of_table.object_history_template}"
+        case "delete":
+            return f"delete {of_table.delete_confirmation_template}"
+        case "add" if not any(name in vars(base) for base in type(of_table).__mro__[:3] for name in OF_ITS_OWN):
+            return f"{page.template.removesuffix('add/')}%(object_id)s/change/"
+    return page.template

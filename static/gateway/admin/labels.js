@@ -16,6 +16,7 @@
         for (const field of document.querySelectorAll(".datetime input:not([aria-label])")) {
             field.setAttribute("aria-label", `${textOf(field.closest(".form-row")?.querySelector("legend, label")) || labelOf(field)}, ${field.classList.contains("vDateField") ? "date" : "time"}`);
         }
+        for (const icon of document.querySelectorAll(".help-tooltip[aria-label]:not([role])")) icon.setAttribute("role", "img");
         for (const box of document.querySelectorAll(".delete input[type=checkbox]:not([aria-label])")) {
             box.setAttribute("aria-label", `Delete ${textOf(box.closest("tr")?.querySelector(".original p")) || "this row"}`);
         }
