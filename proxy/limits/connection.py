@@ -39,7 +39,7 @@ class Connection(asyncio.Protocol):
         parts = urlsplit(url)
         tls = ssl.create_default_context() if parts.scheme == "rediss" else None
         try:
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(max(1.0, patience)):
                 if parts.scheme == "unix":
                     _, connection = await loop.create_unix_connection(lambda: cls(loop, patience), parts.path)
                 else:

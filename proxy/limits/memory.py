@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from proxy.limits.rules import Amounts, Held, Reservation, Rule, Window, has_room, refusal, seconds_until_room
+from proxy.limits.rules import Amounts, Full, Held, Reservation, Rule, Window, has_room, refusal_by
 
 # Counters beyond this are dropped when they have nothing in them; addresses come and go.
 TIDY_ABOVE = 10_000
@@ -53,12 +53,13 @@ class MemoryLimits:
         self._tidy_above = TIDY_ABOVE
 
     def reserve(self, call_id: str, rules: Iterable[Rule], model: str, address: str, estimate: Amounts) -> Reservation:
-        """Holds the estimate against all rules, or against none and raises the refusal of the first that is full."""
+        """Holds the estimate against all rules, or against none: raises the refusal by what is full for longest."""
         held: list[Held] = []
         if not rules:
             return Reservation(call_id, held)
         now = self.clock()
         counters: list[Counter] = []
+        full: list[Full] = []
         for rule in rules:
             if rule.model and rule.model != model:
                 continue
@@ -66,10 +67,11 @@ class MemoryLimits:
             counter = self._counter(rule, window, now)
             needed = estimate.of(rule.metric)
             if not has_room(rule, counter.total, needed):
-                wait = seconds_until_room(rule, window, counter.parts, counter.total, needed, now)
-                raise refusal(rule, window, counter.total, needed, wait, now)
+                full.append(Full(rule, window, counter.parts, counter.total, needed))
             held.append(Held(rule, window, needed, counter.total + needed))
             counters.append(counter)
+        if full:
+            raise refusal_by(full, now)
         for counter, (_, window, needed, _) in zip(counters, held, strict=True):
             if window.part:
                 counter.parts.setdefault(window.part, 0)

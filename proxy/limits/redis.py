@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import hiredis
 
 from proxy.limits.connection import Argument, Connection, RedisAway
-from proxy.limits.rules import Amounts, Held, Reservation, Rule, Window, refusal, seconds_until_room
+from proxy.limits.rules import Amounts, Full, Held, Reservation, Rule, Window, refusal_by
 
 logger = logging.getLogger(__name__)
 
@@ -134,10 +134,11 @@ class RedisLimits:
             raise
         if found[0] == 0:
             del self._live[call_id]
-            rule, window, needed, _ = held[found[1] - 1]
-            total = int(found[2])
-            wait = seconds_until_room(rule, window, _parts(found[3]), total, needed, now)
-            raise refusal(rule, window, total, needed, wait, now)
+            full = []
+            for number, total, fields in found[1]:
+                rule, window, needed, _ = held[number - 1]
+                full.append(Full(rule, window, _parts(fields), int(total), needed))
+            raise refusal_by(full, now)
         reservation.held = [entry._replace(total=int(total)) for entry, total in zip(held, found[1], strict=True)]
         return reservation
 

@@ -4,7 +4,7 @@
 --       then for each rule: amount (-1 = shadow), needed, what of it stays counted if the holder dies,
 --       part (0 = none), oldest part, when the counter may go (epoch s; 0 = with its last call),
 --       used as far as the roll-ups know (negative: said only to a counter that is new)
--- Returns 1 and the totals of all counters, or 0, the number of the first rule that is full, its total, its fields.
+-- Returns 1 and the totals of all counters, or 0 and of each rule that is full its number, total and fields.
 local BACKSTOP = 40 * 86400  -- s; Redis' own clock may be set: counters go by ours (forget.lua)
 local function whole(number) return string.format('%.0f', number) end
 local holder, call, now = ARGV[1], '@' .. ARGV[1] .. ':' .. ARGV[2], tonumber(ARGV[3])
@@ -13,7 +13,7 @@ local function listed(key, ends)
     redis.call('EXPIRE', key, whole(ends - now + BACKSTOP))
 end
 
-local counters, totals = {}, {}
+local counters, totals, full = {}, {}, {}
 for number = 1, #KEYS - 2 do
     local key, at = KEYS[number + 2], 3 + (number - 1) * 7
     local amount, needed, part = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), ARGV[at + 4]
@@ -41,11 +41,12 @@ for number = 1, #KEYS - 2 do
     end
     if said[5] then needed = 0 end  -- held already: it is told again
     if amount >= 0 and total + needed > amount then
-        return {0, number, total, part ~= '0' and redis.call('HGETALL', key) or {}}
+        full[#full + 1] = {number, total, part ~= '0' and redis.call('HGETALL', key) or {}}
     end
     counters[number] = {said, total + needed, held + needed, first}
     totals[number] = total + needed
 end
+if #full > 0 then return {0, full} end
 redis.call('HSETNX', KEYS[1], holder, 0)
 for number = 1, #KEYS - 2 do
     local key, at = KEYS[number + 2], 3 + (number - 1) * 7

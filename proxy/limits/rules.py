@@ -1,6 +1,6 @@
 """Limits as the data plane knows them, and the arithmetic of their windows. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -165,6 +165,26 @@ def headers(states: Iterable[tuple[Rule, Window, int]], now: float) -> list[tupl
 def has_room(rule: Rule, total: int, needed: int) -> bool:
     """Whether a call is let through by a rule of which `total` is used and held."""
     return total + needed <= rule.amount or not rule.enforced
+
+
+class Full(NamedTuple):
+    """A limit that a call does not fit into."""
+
+    rule: Rule
+    window: Window
+    parts: Mapping[int, int]  # what was counted in each part of a rolling window
+    total: int  # used and held
+    needed: int
+
+
+def refusal_by(full: Sequence[Full], now: float) -> TooManyRequests:
+    """By the limit for which the call has to wait longest: to wait for the others would be in vain."""
+
+    def wait(one: Full) -> float:
+        return seconds_until_room(one.rule, one.window, one.parts, one.total, one.needed, now)
+
+    worst = max(full, key=lambda one: (one.needed > one.rule.amount, wait(one)))
+    return refusal(worst.rule, worst.window, worst.total, worst.needed, wait(worst), now)
 
 
 def refusal(rule: Rule, window: Window, total: int, needed: int, wait: float, now: float) -> TooManyRequests:

@@ -293,6 +293,17 @@ async def test_u6_what_can_never_fit_says_so(limits):
     assert b"x-should-retry" not in (await refusal(limits, limit, tokens=10)).headers
 
 
+async def test_u6_of_several_limits_that_are_full_the_one_is_named_that_lasts_longest(limits, clock):
+    """Else a client would wait a second, in vain, before it is told of the month."""
+    short, month, never = rule(amount=1, seconds=5), rule("tokens", "month", id=2, amount=10), rule("cost", id=3)
+    await reserve(limits, short, month, tokens=10)
+    for rules in ((short, month), (month, short)):
+        refused = await refusal(limits, *rules, tokens=1)
+        assert refused.code == "limit_tokens"
+        assert refused.retry_after > 60
+    assert (await refusal(limits, short, month, never, tokens=1, cost=11)).headers[b"x-should-retry"] == b"false"
+
+
 async def test_u6_a_refusal_says_which_limit_what_is_left_and_when(limits):
     limit = rule("tokens", amount=100, seconds=30, subject="the tenant acme")
     await reserve(limits, limit, tokens=70)
