@@ -31,6 +31,7 @@ GROUPS = (
     )),
     Group("fleet", "Fleet", "The Ollama servers, and what models are called and set to.", (
         "proxy.Backend", "proxy.ModelJob", "proxy.ModelAlias", "proxy.DefaultModels", "proxy.ModelPolicy",
+        "proxy.PassThroughRoute",
     )),
     Group("money", "Money", "What models cost.", ("usage.Price",)),
     Group("usage", "Usage", "What was used, as it was recorded. Nobody edits it.", (

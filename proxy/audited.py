@@ -2,7 +2,7 @@
 
 from urllib.parse import urlsplit
 
-from proxy.models import Backend, DefaultModels, ModelAlias, ModelJob, ModelPolicy, Webhook
+from proxy.models import Backend, DefaultModels, ModelAlias, ModelJob, ModelPolicy, PassThroughRoute, Webhook
 from tenants.audited import tenant_of
 from tenants.auditing import track
 
@@ -11,6 +11,7 @@ def track_tables() -> None:
     track(Backend)
     track(ModelAlias)
     track(ModelPolicy)
+    track(PassThroughRoute)
     track(DefaultModels, ignored={"aliases_seeded_at"})
     # That somebody had a model pulled or deleted; how far it is changes every second.
     track(

@@ -1,6 +1,7 @@
 """The path of a call: the steps, in order."""
 
 import logging
+from collections.abc import Mapping
 
 from channels.consumer import AsyncConsumer
 
@@ -26,6 +27,7 @@ from proxy.errors import (
     Unauthorized,
 )
 from proxy.management_calls import ManagementCall, read_operation
+from proxy.passed_calls import PassedCall, read_passed
 from proxy.requests import read_request, unloaded
 from proxy.routes import Kind, Route, find
 from proxy.runtime import Runtime
@@ -111,7 +113,10 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
             await self.answer_listing(kind, call, client, key)
             return
         rules = runtime.rules()
-        if kind is Kind.MANAGE:
+        passed = kind is Kind.PASSED and call.route is not None and call.route.endpoint is None
+        if passed:
+            request = await read_passed(call, client, runtime.configuration)
+        elif kind is Kind.MANAGE:
             request = await read_operation(call, client, runtime.configuration)
         else:
             request = await read_request(call, client, rules, runtime.configuration, runtime.fleet)
@@ -124,8 +129,11 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
         if call.answered_as_unloaded:
             await self.say(call, client, unloaded(call), JSON)
             return
-        if kind is Kind.MANAGE:
-            dispatch: type[Dispatch] = ManagementCall
+        dispatch: type[Dispatch]
+        if passed:
+            dispatch = PassedCall
+        elif kind is Kind.MANAGE:
+            dispatch = ManagementCall
         else:
             dispatch = ShowCall if kind is Kind.SHOW and not key.may_manage else Dispatch
         refusal = await dispatch(runtime, call, client).run(request)
@@ -146,7 +154,7 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
     async def answer_preflight(self, call: Call, client: Client, permitted: bool) -> None:
         """What a browser asks before a page may send a call. It carries no credential and contacts no backend."""
         check_address(self.runtime.rules(), call.address)
-        methods, _ = find(call.path)
+        methods, _ = self.routes_of(call)
         if not methods:
             raise NotFound("unknown_route", "404 page not found")
         if not permitted:
@@ -156,8 +164,15 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
         await client.start(204, [*headers, (b"x-request-id", call.id.encode()), *header_rules.SAFETY])
         await client.end()
 
+    def routes_of(self, call: Call) -> tuple[Mapping[str, Route], str]:
+        """As routes.find; those that were added come after our own, which they can never replace."""
+        methods, parameter = find(call.path)
+        if not methods and self.runtime.snapshot is not None:
+            methods = self.runtime.snapshot.tables.routes.get(call.path, methods)
+        return methods, parameter
+
     def find_route(self, call: Call) -> Route:
-        methods, call.parameter = find(call.path)
+        methods, call.parameter = self.routes_of(call)
         if not methods:
             raise NotFound("unknown_route", "404 page not found")
         route = call.route = methods.get(call.method)

@@ -190,7 +190,7 @@ class Relay:
             if call.interruption is Interruption.CLIENT_GONE and not meter.rest and self._has_ended(meter):
                 self.before_end()
             raise
-        if self._has_ended(meter):
+        if self._has_ended(meter) and not (broken and meter.ends_with_connection):
             await self._end(self._mended(lines + meter.rest))
         else:
             await self._break_off(lines, broken or meter.fault)

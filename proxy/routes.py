@@ -23,6 +23,7 @@ class Kind(Enum):
     MANAGE = auto()  # changes the models of one backend
     GENERATION = auto()
     EMBEDDING = auto()
+    PASSED = auto()  # added by a superuser; the body names a model where it has an endpoint
     COUNT = auto()  # an estimate of ours, for nobody's bill
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from django.db import DatabaseError, InterfaceError, connections
 from django.utils import timezone
 
+from proxy import pass_through
 from proxy.backend_url import normalise_backend_url
 from proxy.cancellation import EFFECTIVE
 from proxy.credentials import unseal
@@ -23,7 +24,7 @@ from proxy.limits import recorded
 from proxy.limits.compiling import compiled
 from proxy.model_names import canonical_pattern
 from proxy.models import Backend as BackendModel
-from proxy.models import CallCancellation, DefaultModels, ModelAlias, ModelPolicy
+from proxy.models import CallCancellation, DefaultModels, ModelAlias, ModelPolicy, PassThroughRoute
 from proxy.snapshot import Backend, IPRuleRow, KeyRow, Policy, Tables, ordered_policies
 from proxy.triggers import CHANNEL
 from tenants.models import IPRule, Limit, Tenant, User
@@ -390,6 +391,18 @@ def _keep_alive(value: str) -> str | float | None:
         return value
 
 
+def _routes(using: str) -> dict[str, Any]:
+    found = []
+    for row in PassThroughRoute.objects.using(using).filter(enabled=True):
+        try:
+            pass_through.refuse(row.path, row.method, row.right)
+        except ValueError as exc:
+            logger.error("The pass-through route %s is left out: %s", row, exc)  # noqa: TRY400
+        else:
+            found.append(pass_through.route(row.path, row.method, row.right, names_model=row.names_model))
+    return {"routes": pass_through.table(found)}
+
+
 def _prices(using: str) -> dict[str, Any]:
     columns = ("input_nano", "output_nano", "gpu_second_nano", "kwh_nano", "watts")
     rows = Price.objects.using(using).values_list("id", "model", "valid_from", "backend", *columns)
@@ -411,6 +424,7 @@ _LOADERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "proxy_modelalias": _aliases,
     "proxy_defaultmodels": _default_models,
     "proxy_modelpolicy": _policies,
+    "proxy_passthroughroute": _routes,
     "usage_price": _prices,
     "proxy_callcancellation": _cancelled,
 }

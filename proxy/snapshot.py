@@ -19,6 +19,7 @@ from proxy.limits.rules import Rule
 from proxy.limits.subjects import LimitRow, LimitTable
 from proxy.model_names import InvalidModelName, ModelName, canonical_pattern
 from proxy.model_names import parse as parse_model_name
+from proxy.routes import Route
 from tenants.models.people import ORDINARY_WEIGHT
 from usage.costs import PriceRow
 
@@ -156,6 +157,7 @@ class Tables:
     default_models: Mapping[str, str] = field(default_factory=dict)  # those that are chosen, by @chat and @embedding
     policies: tuple[Policy, ...] = ()
     backends: tuple[Backend, ...] = ()
+    routes: Mapping[bytes, Mapping[str, Route]] = field(default_factory=dict)  # pass_through.py
     prices: tuple[PriceRow, ...] = ()
     cancelled: Mapping[str, str] = field(default_factory=dict)  # call id → by whom
 

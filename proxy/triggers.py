@@ -14,6 +14,7 @@ WATCHED: dict[str, tuple[str, ...] | None] = {
     "proxy_modelalias": None,
     "proxy_defaultmodels": ("chat_model", "embedding_model"),
     "proxy_modelpolicy": None,
+    "proxy_passthroughroute": None,
     "usage_price": None,
 }
 

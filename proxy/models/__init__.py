@@ -5,6 +5,7 @@ from proxy.models.catalogue import DefaultModels, ModelAlias, ModelPolicy
 from proxy.models.imports import ConfigImport
 from proxy.models.jobs import ModelJob
 from proxy.models.operation import IPRuleUse, RefusalCount, WorkerReport
+from proxy.models.pass_through import PassThroughRoute
 from proxy.models.reports import BackendReport
 from proxy.models.revisions import ConfigRevision
 
@@ -22,6 +23,7 @@ __all__ = [
     "ModelAlias",
     "ModelJob",
     "ModelPolicy",
+    "PassThroughRoute",
     "RefusalCount",
     "Webhook",
     "WorkerReport",

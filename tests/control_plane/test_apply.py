@@ -19,7 +19,7 @@ from proxy.declared.document import MAX_BYTES, Unreadable, read
 from proxy.declared.exporting import PlainDumper
 from proxy.declared.kinds import KINDS
 from proxy.declared.world import World
-from proxy.models import Backend, DefaultModels, ModelAlias, ModelPolicy
+from proxy.models import Backend, DefaultModels, ModelAlias, ModelPolicy, PassThroughRoute
 from tenants import money
 from tenants.keys import PATTERN, digests, make_clear_text
 from tenants.models import ApiKey, IPRule, Limit, Membership, Tenant, User
@@ -28,7 +28,7 @@ from usage.models import Price
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "configuration-as-code.md").read_text(encoding="utf-8")
 EXAMPLE = re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1]
-TABLES = (Tenant, User, Membership, ApiKey, Backend, IPRule, Limit, ModelAlias, DefaultModels, ModelPolicy, Price)
+TABLES = (Tenant, User, Membership, ApiKey, Backend, IPRule, Limit, ModelAlias, DefaultModels, ModelPolicy, Price, PassThroughRoute)
 
 
 class Applied:
@@ -200,6 +200,7 @@ WRONG = [
     ("default_models:\n  chat: a b\n", ["line 2: default models: chat: “a b” cannot be the name of a model."]),
     ("model_policies:\n- {pattern: a, keep_alive: long}\n", ["line 2: model policy: keep_alive: Write a duration"]),
     ("model_policies:\n- pattern: a\n  load_options: {num_gpu: many}\n", ["line 3: model policy: load_options: write"]),
+    ("pass_through:\n- {path: /api/chat}\n", ["line 2: pass-through route: path: This path is the gateway's own."]),
     ("prices:\n- {model: a, input: 1e-3000}\n", ["line 2: price: input: 1e-3000 has more than 9 decimals."]),
     ("prices:\n- {model: a, input: .inf}\n", ["line 2: price: input: '.inf' is not a decimal number"]),
     ("prices:\n- {model: a, backend: nope}\n", ["line 2: price: backend: there is no backend “nope”."]),
@@ -659,6 +660,7 @@ NOT_DECLARED = {
     ModelAlias: {"created_at"},
     DefaultModels: {"aliases_seeded_at"},
     ModelPolicy: {"created_at"},
+    PassThroughRoute: {"created_at"},
     Price: {"created_at"},
 }  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from proxy.declared.kinds.backends import Backends
 from proxy.declared.kinds.base import Change, Entry, Kind
-from proxy.declared.kinds.catalogue import Aliases, Defaults, Policies
+from proxy.declared.kinds.catalogue import Aliases, Defaults, PassThroughs, Policies
 from proxy.declared.kinds.keys import Keys
 from proxy.declared.kinds.people import Tenants, Users
 from proxy.declared.kinds.prices import Prices
@@ -22,4 +22,5 @@ KINDS: tuple[type[Kind], ...] = (
     Defaults,
     Policies,
     Prices,
+    PassThroughs,
 )

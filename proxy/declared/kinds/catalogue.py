@@ -7,7 +7,7 @@ from proxy.declared.fields import Field, Wrong
 from proxy.declared.kinds.base import Entry, Kind, columns
 from proxy.default_models import WORDS
 from proxy.model_names import canonical_pattern
-from proxy.models import DefaultModels, ModelAlias, ModelPolicy
+from proxy.models import DefaultModels, ModelAlias, ModelPolicy, PassThroughRoute
 
 
 class Aliases(Kind):
@@ -45,6 +45,16 @@ class Defaults(Kind):
 
     def may_remove(self, row: Any) -> bool:
         return False
+
+
+class PassThroughs(Kind):
+    section, noun, model, required = "pass_through", "pass-through route", PassThroughRoute, ("path",)
+
+    def make_fields(self) -> Iterable[Field]:
+        return columns(PassThroughRoute, "path", "method", "right", "names_model", "enabled", "note")
+
+    def identity(self, row: PassThroughRoute) -> Hashable:
+        return (row.path, row.method)
 
 
 class Policies(Kind):
