@@ -11,10 +11,10 @@ from django.db import connections, transaction
 from django.db.models import Count, IntegerField, Min, Model, Q, QuerySet, Sum
 from django.db.models.functions import Cast, Coalesce, ExtractMinute, TruncHour
 
-from usage.models import DailyUsage, EndUserUsage, Outcome, Retention, UsageBucket, UsageRecord
+from usage.models import DailyUsage, EndUserUsage, Retention, UsageBucket, UsageRecord
+from usage.models.records import SUCCESSES
 
 BUCKET = timedelta(minutes=15)
-SUCCESSES = (Outcome.OK, Outcome.CACHED, Outcome.COALESCED)
 OWNER = ("tenant_id", "user_id", "api_key_id", "model", "backend")
 # table → its period, and what its rows are told apart by
 TABLES: dict[type[Model], tuple[str, tuple[str, ...]]] = {

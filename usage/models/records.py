@@ -21,6 +21,10 @@ class Outcome(models.TextChoices):
     COALESCED = "coalesced"
 
 
+SUCCESSES = (Outcome.OK, Outcome.CACHED, Outcome.COALESCED)
+_SUCCEEDED = Q(outcome__in=[str(outcome) for outcome in SUCCESSES])
+
+
 def reference(to: type[models.Model], **options: object) -> models.ForeignKey:
     """A foreign key that the database does not enforce: no missing row may ever make a record unstorable.
 
@@ -85,13 +89,27 @@ class UsageRecord(models.Model):
         constraints = [
             models.CheckConstraint(condition=Q(outcome__in=Outcome.values), name="record_outcome_known"),
         ]
+        # Request lists, paged by (started_at, id): of everybody, a tenant, a key, a user; failures, which are few, of
+        # everybody, a tenant, a user; an end user of a tenant. Each full one costs every call about 2 µs.
         indexes = [
-            # Request lists by time for everybody, a tenant, a key (keyset paging by started_at, id).
             models.Index(fields=["-started_at", "-id"], name="record_recent"),
             models.Index(fields=["tenant", "-started_at", "-id"], name="record_tenant_recent"),
             models.Index(fields=["api_key", "-started_at", "-id"], name="record_key_recent"),
+            models.Index(
+                fields=["user", "-started_at", "-id"], condition=Q(user__isnull=False), name="record_user_recent"
+            ),
+            models.Index(fields=["-started_at", "-id"], condition=~_SUCCEEDED, name="record_failures"),
+            models.Index(fields=["tenant", "-started_at", "-id"], condition=~_SUCCEEDED, name="record_tenant_failures"),
+            models.Index(fields=["user", "-started_at", "-id"], condition=~_SUCCEEDED, name="record_user_failures"),
+            models.Index(
+                fields=["tenant", "end_user", "-started_at", "-id"], condition=~Q(end_user=""), name="record_end_user"
+            ),
             # "I have an id from my client's log."
-            models.Index(fields=["client_request_id"], condition=~Q(client_request_id=""), name="record_client_id"),
+            models.Index(
+                fields=["client_request_id", "-started_at", "-id"],
+                condition=~Q(client_request_id=""),
+                name="record_client_id",
+            ),
         ]
 
     def __str__(self) -> str:

@@ -65,9 +65,9 @@ class Filters:
         if self.key:
             found &= Q(api_key=ApiKey.objects.filter(prefix=self.key).values_list("pk", flat=True).first() or 0)
         if self.user:
-            found &= Q(user=None) if self.user == NOBODY else Q(user=_number(self.user))
+            found &= Q(user=None) if self.user == NOBODY else Q(user=number(self.user))
         if self.tenant:
-            found &= Q(tenant=_number(self.tenant))
+            found &= Q(tenant=number(self.tenant))
         return found
 
     def query(self) -> dict[str, str]:
@@ -162,6 +162,6 @@ def _top(query: Mapping[str, str]) -> int:
     return int(value)
 
 
-def _number(value: str) -> int:
+def number(value: str) -> int:
     """0, which no row has, of what is none."""
     return int(value) if value.isascii() and value.isdigit() and len(value) <= 18 else 0

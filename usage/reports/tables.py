@@ -56,6 +56,12 @@ def first_column(report: Report) -> str:
     return BY[report.question.by]
 
 
+def columns(report: Report) -> tuple[str, ...]:
+    """Of the file."""
+    by = report.question.by
+    return ("first", "last", "zone", by, *(("prefix",) if by == "key" else ()), *SHOWN, "currency")
+
+
 def exported(report: Report) -> Iterator[dict[str, Any]]:
     """The rows of the table as a file has them. Their sum is not among them, so that a column can be summed."""
     asked, by = report.range, report.question.by
