@@ -22,6 +22,8 @@ from tenants.requests import PersonRequest
 
 # Bars on the home page, those of which least is left; all of them are one click away.
 SOME_BARS = 6
+# Limits of one tenant on its owners' page; the pages of the keys have all.
+MOST_ROWS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class TenantLimits:
     may_change: bool
     states: LimitStates
     shared: list[LimitState]  # that each key or address has a counter of its own for
+    ends_early: bool  # whether there are more
 
 
 def urls(count: Count) -> list[URLPattern]:
@@ -109,22 +112,22 @@ def test_mail(request: PersonRequest) -> HttpResponse:
     return redirect("limits")
 
 
-def limits_of_tenants(user: User, count: Count) -> Iterable[TenantLimits]:
-    """Of each tenant that somebody is in."""
+def limits_of_tenants(user: User, count: Count, as_role: str = "") -> Iterable[TenantLimits]:
+    """Of each tenant that somebody is in. `as_role`: only what somebody with this role would see."""
     memberships = Membership.objects.filter(user=user, tenant__archived_at=None).select_related("tenant")
     for membership in memberships.order_by("tenant__name"):
-        rows = list(limits_seen(user, membership.tenant, membership.role))
-        states = states_of(rows, count)
+        rows = list(limits_seen(user, membership.tenant, as_role or membership.role)[: MOST_ROWS + 1])
+        states = states_of(rows[:MOST_ROWS], count)
         own = [state for state in states.limits if state.limit.scope not in ("default", "address")]
         shared = [state for state in states.limits if state.limit.scope in ("default", "address")]
         own.sort(key=lambda state: ("tenant", "user", "key").index(state.limit.scope))
         may_change = membership.role == Role.OWNER
-        yield TenantLimits(membership.tenant, may_change, replace(states, limits=own), shared)
+        yield TenantLimits(membership.tenant, may_change, replace(states, limits=own), shared, len(rows) > MOST_ROWS)
 
 
 def bars_of(user: User, count: Count) -> list[LimitState]:
-    """For the home page: the limits of which least is left."""
-    found = [state for tenant in limits_of_tenants(user, count) for state in tenant.states.limits]
+    """For the home page: of the limits that hold for somebody themself, those of which least is left."""
+    found = [state for tenant in limits_of_tenants(user, count, Role.MEMBER) for state in tenant.states.limits]
     return sorted((state for state in found if state.used is not None), key=lambda state: -state.percent)[:SOME_BARS]
 
 

@@ -20,7 +20,7 @@ def track_tables() -> None:
     track(ApiKey, tenant=tenant_of)
     track(ManagementToken, tenant=tenant_of)
     track(IPRule, tenant=tenant_of)
-    track(Limit, tenant=tenant_of, words={"amount": _amount})
+    track(Limit, tenant=_tenant_of_limit, words={"amount": _amount})
     # allauth's and Django's. The data of a second factor is secret, and counts its uses.
     track(Group, many={"permissions"})
     track(EmailAddress)
@@ -33,6 +33,11 @@ def tenant_of(row: Any) -> int | None:
     if row.tenant_id is not None or getattr(row, "key_id", None) is None:
         return row.tenant_id
     return row.key.tenant_id
+
+
+def _tenant_of_limit(limit: Limit) -> int | None:
+    """What its owners allow a person is the tenant's, too."""
+    return limit.managed_by_id or tenant_of(limit)
 
 
 def _amount(limit: Limit) -> int | str:

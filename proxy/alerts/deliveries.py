@@ -11,7 +11,7 @@ from django.db.models import F
 from django.utils import timezone
 
 from proxy.alerts.posting import NotSent, send
-from proxy.models import Delivery, Webhook
+from proxy.models import Delivery, LimitAlert, Webhook
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,9 @@ def send_test(*, webhook: Webhook | None = None, email: str = "") -> Delivery:
 
 def prune() -> None:
     """Deletes what is long done. An alert outlives its window, or it would be told again."""
-    Delivery.objects.filter(created_at__lt=timezone.now() - KEPT).exclude(state=State.PENDING).delete()
+    before = timezone.now() - KEPT
+    Delivery.objects.filter(created_at__lt=before).exclude(state=State.PENDING).delete()
+    LimitAlert.objects.filter(window_end__lt=before).delete()
 
 
 def _tried(delivery: Delivery) -> tuple[State, str]:

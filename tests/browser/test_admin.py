@@ -5,7 +5,7 @@ import pytest_asyncio
 from playwright.async_api import expect
 
 from proxy.fake_ollama.names import parse_name
-from proxy.models import Backend, ModelJob
+from proxy.models import Backend, Delivery, ModelJob, Webhook
 from tenants.models import ApiKey
 from tests.browser.conftest import THEMES, WIDTHS, new_visitor
 
@@ -21,6 +21,11 @@ PAGES = {
     "delete-tenant": "/admin/tenants/tenant/{tenant}/delete/",
     "users": "/admin/tenants/user/",
     "limits": "/admin/tenants/limit/",
+    "new-limit": "/admin/tenants/limit/add/",
+    "webhooks": "/admin/proxy/webhook/",
+    "webhook": "/admin/proxy/webhook/{webhook}/change/",
+    "deliveries": "/admin/proxy/delivery/",
+    "alerts": "/admin/proxy/limitalert/",
     "backends": "/admin/proxy/backend/",
     "backend": "/admin/proxy/backend/{backend}/change/",
     "models": "/admin/proxy/backend/{backend}/models/",
@@ -39,7 +44,10 @@ async def admin(browser, demo_gateway):
 @pytest.fixture(scope="module")
 def paths(demo_gateway):
     key = demo_gateway.rows(ApiKey).order_by("id").first()
+    webhook = demo_gateway.rows(Webhook).create(url="https://hooks.example.com/all", secret_encrypted=b"")
+    demo_gateway.rows(Delivery).create(webhook=webhook, state="failed", outcome="It answered 500.", attempts=8)
     found = {"key": key.pk, "tenant": key.tenant_id, "backend": demo_gateway.rows(Backend).get().pk}
+    found["webhook"] = webhook.pk
     return {name: path.format(**found) for name, path in PAGES.items()}
 
 

@@ -1,10 +1,14 @@
 """Every page in a browser: at two widths, in two themes, judged by axe, and pictured for whoever wants to look."""
 
+from datetime import timedelta
+
 import pytest
 import pytest_asyncio
+from django.utils import timezone
 from playwright.async_api import expect
 
-from tenants.models import ApiKey
+from proxy.models import Delivery, LimitAlert, Webhook
+from tenants.models import ApiKey, Limit
 from tests.browser.conftest import WIDTHS, new_visitor
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -23,6 +27,14 @@ PAGES = {
     "key-edit": "/keys/{ci}/edit/",
     "key-rotate": "/keys/{app}/rotate/",
     "key-revoke": "/keys/{app}/revoke/",
+    "limits": "/limits/",
+    "limit-new": "/limits/new/{tenant}/?key={app}",
+    "limit-edit": "/limits/{limit}/edit/",
+    "limit-delete": "/limits/{limit}/delete/",
+    "webhooks": "/limits/webhooks/",
+    "webhook-new": "/limits/webhooks/new/",
+    "webhook": "/limits/webhooks/{webhook}/",
+    "webhook-delete": "/limits/webhooks/{webhook}/delete/",
     "people": "/people/",
     "invite": "/people/invite/",
     "account": "/account/",
@@ -46,7 +58,24 @@ FOR_STRANGERS = {
 
 @pytest.fixture(scope="module")
 def prefixes(demo_gateway):
-    return {key.name.replace(" ", "_"): key.prefix for key in demo_gateway.rows(ApiKey).all()}
+    """What the addresses of pages are made of: prefixes of keys, numbers of rows."""
+    limit = demo_gateway.rows(Limit).filter(managed_by__name="demo").first()
+    webhook = demo_gateway.rows(Webhook).create(tenant=limit.managed_by, url="https://hooks.example.com/demo")
+    alert = demo_gateway.rows(LimitAlert).create(
+        limit=limit, tenant=limit.managed_by, counted_for="x", window_start=timezone.now(), window_end=timezone.now(),
+        amount=1, threshold=80, body={"limit": {"text": "500,000 tokens per day for the user ben"}},
+    )  # fmt: skip
+    for state, outcome in (
+        ("sent", "It answered 204."),
+        ("pending", "It answered 500."),
+        ("failed", "It answered 410."),
+    ):
+        demo_gateway.rows(Delivery).create(
+            alert=alert, webhook=webhook, state=state, outcome=outcome, attempts=1,
+            due_at=timezone.now() + timedelta(days=1),
+        )  # fmt: skip
+    numbers = {"limit": limit.pk, "tenant": limit.managed_by_id, "webhook": webhook.pk}
+    return numbers | {key.name.replace(" ", "_"): key.prefix for key in demo_gateway.rows(ApiKey).all()}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -125,6 +125,9 @@ REFUSED = [
     ("set_limit --tenant nope --metric tokens --window day --amount 1", "manage.py create_tenant nope"),
     ("set_limit --tenant acme --metric tokens --amount 1", "Concurrent calls have no window"),
     ("set_limit --tenant acme --metric concurrent --window day --amount 1", "Concurrent calls have no window"),
+    ("set_limit --tenant acme --metric tokens --window day --amount 1 --raise-to 5", "--until together"),
+    ("set_limit --tenant acme --metric tokens --window day --amount 5 --raise-to 5 --until 2099-01-01", "raises the"),
+    ("set_limit --tenant acme --metric tokens --window minute --amount 5 --alert", "Alerts go with calendar"),
     ("set_limit --tenant acme --metric tokens --window day --amount -1", "greater than or equal to 0"),
     ("set_limit --tenant acme --metric tokens --window day --amount many", "not a whole number"),
     ("set_limit --tenant acme --metric tokens --window day --amount 99999999999999999999", "less than or equal"),
@@ -234,6 +237,24 @@ def test_an_expired_rule_does_not_count_as_there():
     run("add_ip_rule 10.0.0.0/8 deny")
     IPRule.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
     assert run_json("add_ip_rule 10.0.0.0/8 deny")["changed"] is True
+
+
+def test_set_limit_raises_an_amount_for_a_while_and_leaves_what_is_not_said(cast):
+    command = "set_limit --tenant acme --metric cost --window month --amount 10"
+    run(f"{command} --alert --raise-to 12.50 --until 2099-01-01")
+    run(command)
+    row = Limit.objects.get()
+    assert (row.amount, row.override_amount, row.alert) == (10_000_000_000, 12_500_000_000, True)
+    run(f"{command} --no-alert")
+    assert not Limit.objects.get().alert
+
+
+def test_set_limit_leaves_the_limits_of_owners_alone(cast):
+    acme = Tenant.objects.get(name="acme")
+    owners = Limit.objects.create(scope="tenant", tenant=acme, metric="tokens", window="day", amount=5, managed_by=acme)
+    run("set_limit --tenant acme --metric tokens --window day --amount 1000")
+    owners.refresh_from_db()
+    assert (owners.amount, Limit.objects.count()) == (5, 2)
 
 
 def test_set_limit_changes_the_row_of_the_same_kind_only(cast):

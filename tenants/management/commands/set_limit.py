@@ -1,4 +1,5 @@
 import argparse
+from datetime import datetime
 from typing import Any
 
 from django.core.management.base import CommandParser
@@ -8,6 +9,7 @@ from tenants.management.administration import (
     AdministrationCommand,
     Refused,
     Result,
+    moment,
     save_changes,
     tenant_named,
     usable_key,
@@ -37,6 +39,11 @@ class Command(AdministrationCommand):
         )
         parser.add_argument("--model", default="", help="Only calls of this model.")
         parser.add_argument("--shadow", action="store_true", help="Count, but never refuse.")
+        parser.add_argument(
+            "--alert", action=argparse.BooleanOptionalAction, help="Tell people and webhooks at 80 and 100 %%."
+        )
+        parser.add_argument("--raise-to", metavar="N", help="More, until a moment; then the amount holds again.")
+        parser.add_argument("--until", type=moment, metavar="ISO", help="When that ends, e.g. 2026-12-31T18:00+01:00.")
 
     def administer(
         self,
@@ -46,14 +53,23 @@ class Command(AdministrationCommand):
         amount: str,
         model: str,
         shadow: bool,
+        alert: bool | None,
+        raise_to: str | None,
+        until: datetime | None,
         **options: Any,
     ) -> Result:
+        if (raise_to is None) != (until is None):
+            raise Refused("Give --raise-to and --until together: what is raised comes to an end.")
         name, seconds = window or (Limit.Window.NONE, None)
         row = the_one(
             Limit(metric=metric, window=name, window_seconds=seconds, model=model.strip(), **self.subject(**options))
         )
         mode = Limit.Mode.SHADOW if shadow else Limit.Mode.ENFORCE
-        changed = save_changes(row, amount=quantity(metric, amount), mode=mode)
+        # What is not said stays as it is.
+        more: dict[str, Any] = {} if alert is None else {"alert": alert}
+        if raise_to is not None:
+            more |= {"override_amount": quantity(metric, raise_to), "override_until": until}
+        changed = save_changes(row, amount=quantity(metric, amount), mode=mode, **more)
         data = {
             "id": row.pk,
             "scope": row.scope,
