@@ -78,6 +78,8 @@ def test_a_change_in_the_admin_is_announced(client):
     url = reverse("admin:tenants_tenant_change", args=[tenant.pk])
     form = {
         "name": "acme",
+        "latency_class": "interactive",
+        "weight": "100",
         "memberships-TOTAL_FORMS": "0",
         "memberships-INITIAL_FORMS": "0",
     }
