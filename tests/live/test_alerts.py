@@ -39,10 +39,10 @@ async def sinks():
 def prepared(make_gateway, fake, sinks, settings):
     """prepared(workers, **env): a gateway with a tenant, its owner, a webhook and ten requests a month."""
 
-    def prepare(workers=1, **env):
+    def prepare(workers=1, database_url="", **env):
         hook, mail = sinks
         env = {"WEBHOOK_NETWORKS": "127.0.0.0/8", "EMAIL_URL": f"smtp://127.0.0.1:{mail.port}", **env}
-        gateway = make_gateway(workers=workers, **env)
+        gateway = make_gateway(workers=workers, database_url=database_url, **env)
         gateway.make_backend(fake.url, slots=64)
         gateway.key_row, gateway.key = gateway.make_key()
         acme = gateway.tenant()
@@ -110,6 +110,23 @@ async def test_four_workers_tell_each_threshold_once_and_a_restart_does_not_tell
     assert len(mail.to("alice@example.com")) == 2
     assert gateway.rows(LimitAlert).count() == 2
     assert "Traceback" not in gateway.log()
+
+
+@pytest.mark.postgres
+async def test_on_postgresql_four_workers_without_redis_tell_each_threshold_once(prepared, sinks, postgres_url):
+    hook, mail = sinks
+    gateway = prepared(4, postgres_url)
+    gateway.rows(Limit).filter(pk=gateway.limit.pk).update(amount=4)
+    await asyncio.to_thread(gateway.start)
+    await gateway.until_it_lists("llama3.2", key=gateway.key)
+    # Over the limit, because each worker counts for itself: each of them is full and says so.
+    await asyncio.gather(*(call(gateway, 4) for _ in range(6)))
+    await until(all_sent(gateway, 4), gateway.log())
+    looked = time.monotonic()
+    await until(lambda: time.monotonic() - looked > 3, "some rounds of the watch")
+    assert [len(hook.told(threshold)) for threshold in (80, 100)] == [1, 1]
+    assert len(mail.to("alice@example.com")) == 2
+    assert gateway.rows(LimitAlert).count() == 2
 
 
 async def test_what_is_told_says_which_limit_and_is_signed(prepared, sinks):
