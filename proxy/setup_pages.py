@@ -20,6 +20,7 @@ from proxy.reaching import look_at
 from proxy.rules_watch import backend_of
 from proxy.setup_forms import FirstAccountForm, FirstBackendForm, FirstKeyForm
 from tenants import first_run, invitations, rate_limits, shown_once
+from tenants.acting import acting
 from tenants.keys import create_key
 from tenants.models import ApiKey, Membership, Role, Tenant
 from tenants.rate_limits import limited
@@ -52,7 +53,8 @@ def account(request: HttpRequest, token: str) -> HttpResponse:
     if request.method == "POST" and form.is_valid():
         user = form.save(commit=False)
         try:
-            first_run.make_first_account(token, user, form.cleaned_data["tenant"])
+            with acting("set-up link"):
+                first_run.make_first_account(token, user, form.cleaned_data["tenant"])
         except first_run.AlreadySetUp:
             return _closed(request)
         if user.email:

@@ -148,7 +148,7 @@ class Resource:
 def changing(request: HttpRequest) -> Iterator[Caller]:
     """Around every change: one transaction, noted as the caller's, and all workers look at once."""
     caller: Caller = request.auth  # type: ignore[attr-defined]
-    with acting(caller.user, via=Via.API), transaction.atomic():
+    with acting(caller.user, via=Via.API, name=f"token: {caller.token.name}"), transaction.atomic():
         yield caller
         rules_changed()
 

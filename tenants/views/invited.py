@@ -8,6 +8,7 @@ from django.shortcuts import redirect, render
 from django.urls import URLPattern, path
 
 from tenants import invitations, rate_limits
+from tenants.acting import acting
 from tenants.forms import NewAccountForm
 from tenants.models import Invitation, User
 from tenants.rate_limits import limited
@@ -54,7 +55,7 @@ def _join(request: HttpRequest, found: Invitation) -> HttpResponse:
 def _make_account(request: HttpRequest, found: Invitation) -> HttpResponse:
     form = NewAccountForm(request.POST or None, instance=User(email=found.email))
     if request.method == "POST" and form.is_valid():
-        with transaction.atomic():
+        with acting(f"invited: {found.email}"), transaction.atomic():
             user = form.save()
             invitations.note_address(user, found.email, verified=settings.EMAIL_IS_SENT)
             invitations.accept(found, user)

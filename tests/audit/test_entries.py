@@ -16,6 +16,7 @@ from django.core.management import call_command
 from django.db import IntegrityError, connection, transaction
 from django.db.models import F
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 from gateway_site.start import open_to_loopback, seed_aliases
 from proxy import default_backend
@@ -293,8 +294,8 @@ MACHINES = {
     "tenants.ApiKeyLastUsed", "tenants.AuditEntry", "tenants.KeptAnswer", "tenants.ManagementTokenLastUsed",
     "tenants.SetupLink", "tenants.ShownOnce",
     "proxy.BackendReport", "proxy.CallCancellation", "proxy.ConfigRevision", "proxy.Delivery", "proxy.Duty",
-    "proxy.LimitAlert", "proxy.RefusalCount", "proxy.WorkerReport", "proxy.ConfigImport",
-    "usage.DailyUsage", "usage.Retention", "usage.UsageBucket", "usage.UsageRecord",
+    "proxy.IPRuleUse", "proxy.LimitAlert", "proxy.RefusalCount", "proxy.WorkerReport", "proxy.ConfigImport",
+    "usage.DailyUsage", "usage.EndUserUsage", "usage.Retention", "usage.UsageBucket", "usage.UsageRecord",
 }  # fmt: skip
 
 
@@ -306,7 +307,8 @@ def test_every_table_is_audited_or_written_by_machines():
         if not model._meta.auto_created
     }
     audited = {model for model in tracked_models() if model in ours}
-    assert {model._meta.label for model in ours - audited} == MACHINES
+    unaudited = {model._meta.label for model in ours - audited}
+    assert unaudited == MACHINES, "have them tracked in audited.py, or name them above"
 
 
 def test_every_table_that_rules_are_made_from_is_audited():
@@ -474,3 +476,32 @@ def test_whom_a_row_concerns(acme, other, since):
     rule.save()
     assert [entry.tenant for entry in entries()] == [acme, None, other, acme, acme]
     assert [bool(entry.additional_data) for entry in entries()] == [False, False, False, True, True]
+
+
+# Forgetting.
+
+
+def test_old_entries_go_and_young_ones_stay(settings, monkeypatch, capsys):
+    monkeypatch.setattr("tenants.audit_retention.BATCH", 2)
+    settings.AUDIT_RETENTION_DAYS = 30
+    for _ in range(7):
+        make_tenant()
+    old = AuditEntry.objects.values("pk")[:5]
+    AuditEntry.objects.filter(pk__in=list(old.values_list("pk", flat=True))).update(
+        timestamp=timezone.now() - timedelta(days=31)
+    )
+    call_command("prune_audit")
+    assert "Deleted 5 entries" in capsys.readouterr().out
+    assert AuditEntry.objects.count() == 2
+    call_command("prune_audit", "--json")
+    assert json.loads(capsys.readouterr().out)["changed"] is False
+
+
+def test_no_entry_goes_where_all_are_kept(settings):
+    settings.AUDIT_RETENTION_DAYS = 0
+    make_tenant()
+    AuditEntry.objects.update(timestamp=timezone.now() - timedelta(days=10_000))
+    call_command("prune_audit", verbosity=0)
+    assert AuditEntry.objects.count() == 1
+    call_command("prune_audit", "--days", "400", verbosity=0)
+    assert AuditEntry.objects.count() == 0

@@ -182,7 +182,7 @@ class Rows:
                 return [{"outcome": outcome} for outcome in Outcome.values]
             case "admin.LogEntry":
                 return [{"action_flag": CHANGE, "object_id": str(self.first(Tenant).pk)}]
-            case "auditlog.LogEntry":
+            case "tenants.AuditEntry":
                 tenant = self.first(Tenant)
                 text = self.text(model._meta.get_field("object_repr"))
                 return [{"object_id": tenant.pk, "object_pk": str(tenant.pk), "action": 1, "actor": self.first(User),
