@@ -27,7 +27,7 @@ GROUPS = (
         "tenants.Tenant", "tenants.User", "tenants.Membership", "tenants.Invitation",
     )),
     Group("access", "Access", "With which keys, from where, and how much.", (
-        "tenants.ApiKey", "tenants.IPRule", "tenants.Limit", "proxy.Webhook",
+        "tenants.ApiKey", "tenants.ManagementToken", "tenants.IPRule", "tenants.Limit", "proxy.Webhook",
     )),
     Group("fleet", "Fleet", "The Ollama servers, and what models are called and set to.", (
         "proxy.Backend", "proxy.ModelJob", "proxy.ModelAlias", "proxy.DefaultModels", "proxy.ModelPolicy",

@@ -194,7 +194,7 @@ class KeyForm(forms.Form):
         if "patterns" in self.fields:
             names = [*cleaned.get("models", []), *cleaned["patterns"]]
             columns["models_allowed"] = list(dict.fromkeys(names))
-            columns["expires_at"] = _end_of(cleaned["expires_on"])
+            columns["expires_at"] = end_of(cleaned["expires_on"])
         return columns
 
 
@@ -286,6 +286,6 @@ def _is_pattern(name: str) -> bool:
     return any(char in name for char in "*?[")
 
 
-def _end_of(day: date | None) -> datetime | None:
+def end_of(day: date | None) -> datetime | None:
     """Midnight after a day of the reporting zone."""
     return timezone.make_aware(datetime.combine(day + timedelta(days=1), time.min)) if day else None

@@ -79,6 +79,10 @@ class ManagementToken(Audited):
     def __str__(self) -> str:
         return f"{self.name} (ogm_{self.prefix}_…)"
 
+    def revoke(self) -> None:
+        self.revoked_at = self.revoked_at or timezone.now()
+        self.save(update_fields=["revoked_at"])
+
     @property
     def state(self) -> str:
         """One of active, expired, revoked."""

@@ -45,7 +45,7 @@ def there(name, value):
     if value is None:
         return None
     if name == "id":
-        return value % 4 + 1
+        return int(value) % 4 + 1 if str(value).isdecimal() else value
     if name == "cidr":
         return f"10.{len(value)}.0.0/16"
     if name == "email":

@@ -14,7 +14,8 @@ from django.urls import URLPattern, URLResolver, get_resolver
 from django.urls.resolvers import RegexPattern, RoutePattern
 from django.utils.regex_helper import normalize
 
-from tenants.models import ApiKey, Invitation, Membership, Tenant
+from proxy.models import Webhook
+from tenants.models import ApiKey, Invitation, Limit, ManagementToken, Membership, Tenant
 from tests.walk.rows import Rows
 
 # What goes into a parameter of a URL, for what begins like this; the first that fits counts. Pages of a table in the
@@ -30,6 +31,12 @@ FILLS: tuple[tuple[str, str, Callable[[Rows], list[object]]], ...] = (
     ("account/", "key", lambda rows: ["no-such-link"]),
     ("admin/r/", "content_type_id", lambda rows: [ContentType.objects.get_for_model(Tenant).pk]),
     ("admin/r/", "object_id", lambda rows: keys_of(rows, Tenant)),
+    ("limits/new/", "tenant", lambda rows: keys_of(rows, Tenant)),
+    ("limits/webhooks/", "pk", lambda rows: keys_of(rows, Webhook)),
+    ("limits/", "pk", lambda rows: keys_of(rows, Limit)),
+    ("tokens/", "prefix", lambda rows: [token.prefix for token in rows[ManagementToken]]),
+    # Which answers nobody by a cookie; by tokens it is walked in tests/live/test_management_api.py.
+    ("manage/api/", "id", lambda rows: keys_of(rows, Tenant)),
     ("admin/", "url", lambda rows: ["nothing-here"]),
     ("admin/", "app_label", lambda rows: sorted({label.split("_")[0] for label in admin_tables()})),
     ("", "prefix", lambda rows: [key.prefix for key in rows[ApiKey]]),
