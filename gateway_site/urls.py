@@ -7,7 +7,7 @@ from django.urls import include, path
 from gateway_site import counters, error_pages, health
 from gateway_site.management_api import api as management_api
 from gateway_site.management_api import config_paths
-from proxy import explain_pages, key_pages, limit_pages, setup_pages, webhook_pages
+from proxy import explain_pages, ip_rule_pages, key_pages, limit_pages, setup_pages, webhook_pages
 from proxy.live.views import live
 from tenants import sign_in
 from tenants.urls import urls as people_and_keys
@@ -34,6 +34,7 @@ urlpatterns = [
     *limit_pages.urls(counters.counted),
     *webhook_pages.urls(),
     *explain_pages.urls(counters.runtime),
+    *ip_rule_pages.urls(),
     *management_api.urls(),
     *config_paths.urls(),
     path("admin/login/", sign_in.admin_login),

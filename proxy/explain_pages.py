@@ -72,11 +72,11 @@ class QuestionForm(forms.Form):
         """The form as it is shown again: a whole key is in no page."""
         if not self.is_bound:
             return self
-        data = self.data.copy()
+        data: Any = self.data.copy()  # type: ignore[attr-defined]
         typed = data.get("key", "").strip()
         data["key"] = self.row.prefix if self.row is not None else typed if len(typed) <= LONGEST_PREFIX else ""
         again = QuestionForm(data, keys=self.keys)
-        again._errors = self.errors
+        again._errors = self.errors  # type: ignore[attr-defined]
         return again
 
     def question(self, *, for_operator: bool) -> Question:

@@ -1,4 +1,4 @@
-"""From where, and how much."""
+"""How much."""
 
 from django.contrib import admin
 from django.db.models import QuerySet
@@ -9,37 +9,7 @@ from django.utils.safestring import SafeString
 from tenants import money
 from tenants.administering import apply, ask, badge
 from tenants.limit_forms import AmountsForm
-from tenants.models import IPRule, Limit
-
-
-@admin.register(IPRule)
-class IPRuleAdmin(admin.ModelAdmin):
-    purpose = "From which networks calls may come. The longest prefix wins; one allowing rule denies the rest."
-    list_display = ["cidr", "shown_action", "scope", "acts_as", "state", "expires_at", "note"]
-    list_filter = ["action", ("tenant", admin.EmptyFieldListFilter), ("acts_as", admin.EmptyFieldListFilter)]
-    list_select_related = ["tenant", "key", "acts_as"]
-    search_fields = ["cidr", "note", "tenant__name", "key__name", "key__prefix"]
-    search_help_text = "Network, note, tenant or key"
-    autocomplete_fields = ["tenant", "key", "acts_as"]
-    fieldsets = [
-        (None, {"fields": ["cidr", "action", "expires_at", "note"]}),
-        ("For whom", {"fields": ["tenant", "key"], "description": "Leave both empty for a rule that holds for all."}),
-        ("Calls without a key", {"fields": ["acts_as"]}),
-    ]
-    ordering = ["-id"]
-
-    @admin.display(description="action", ordering="action")
-    def shown_action(self, rule: IPRule) -> SafeString:
-        return badge(rule.action, "ok" if rule.action == IPRule.Action.ALLOW else "bad")
-
-    @admin.display(description="for")
-    def scope(self, rule: IPRule) -> str:
-        return str(rule.tenant or rule.key or "all")
-
-    @admin.display(description="state")
-    def state(self, rule: IPRule) -> SafeString:
-        over = rule.expires_at is not None and rule.expires_at <= timezone.now()
-        return badge("expired", "off") if over else badge("in force", "ok")
+from tenants.models import Limit
 
 
 @admin.register(Limit)

@@ -491,7 +491,7 @@ def test_what_the_environment_owns_is_not_edited(signed_in):
 def test_i4_a_network_with_host_bits_is_refused(signed_in):
     form = {"cidr": "10.1.2.3/8", "action": "allow"}
     assertContains(signed_in.post(url_of(IPRule, "add"), form), "host bits")
-    signed_in.post(url_of(IPRule, "add"), {**form, "cidr": "2001:DB8::/32"})
+    signed_in.post(url_of(IPRule, "add"), {**form, "cidr": "2001:DB8::/32", "confirmed": "on"})
     assert IPRule.objects.get().cidr == "2001:db8::/32"
 
 
