@@ -49,6 +49,26 @@ SHUT_OUT = (
 RULES_UNKNOWN = "The gateway does not know its IP rules yet: its database does not answer. Try again.\n"
 
 
+# What programs ask besides calls, with a token and never with a cookie. It stays on the port of the calls.
+FOR_PROGRAMS = (b"/manage/api/", b"/config/")
+
+
+def _is_elsewhere(path: bytes, port: int | None) -> bool:
+    """Whether a path belongs to another port: pages may have one of their own, so that nothing that a backend says is
+    ever of their origin (T9)."""
+    if settings.METRICS_PORT and port == settings.METRICS_PORT:
+        return path not in ASKED_BY_MACHINES
+    if not settings.ADMIN_PORT:
+        return False
+    if port == settings.ADMIN_PORT:
+        return path != b"/" and belongs_to_calls(path)
+    return not (belongs_to_calls(path) or path in ASKED_BY_MACHINES or path.startswith(FOR_PROGRAMS))
+
+
+def _port_of(scope: Scope) -> int | None:
+    return (scope.get("server") or (None, None))[1]
+
+
 async def say(send: Send, status: int, text: str = "") -> None:
     headers = [
         (b"content-type", b"text/plain; charset=utf-8"),
@@ -84,8 +104,8 @@ def http(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
     if not gateway.is_started:
         asyncio.ensure_future(gateway.start())  # noqa: RUF006 - the runtime keeps it
     path = scope.get("raw_path") or scope["path"].encode()
-    if settings.METRICS_PORT and (scope.get("server") or (None, None))[1] == settings.METRICS_PORT:
-        return page(path, scope, receive, send) if path in ASKED_BY_MACHINES else say(send, 404)
+    if (settings.METRICS_PORT or settings.ADMIN_PORT) and _is_elsewhere(path, _port_of(scope)):
+        return say(send, 404)
     if belongs_to_calls(path) and not (path == b"/" and _wants_pages(scope)):
         if "extensions" not in scope and (request := answers.request_behind(send)) is not None:
             return answers.answer(calls, scope, receive, send, request)
@@ -94,6 +114,8 @@ def http(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
 
 
 def _wants_pages(scope: Scope) -> bool:
+    if settings.ADMIN_PORT:
+        return _port_of(scope) == settings.ADMIN_PORT
     return any(name == b"accept" and b"text/html" in value for name, value in scope["headers"])
 
 
@@ -107,7 +129,7 @@ sockets = AllowedHostsOriginValidator(
 
 
 async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
-    if settings.METRICS_PORT and (scope.get("server") or (None, None))[1] == settings.METRICS_PORT:
+    if (settings.METRICS_PORT or settings.ADMIN_PORT) and _is_elsewhere(b"/ws/", _port_of(scope)):
         await send({"type": "websocket.close"})
         return
     try:

@@ -13,6 +13,10 @@ _PATH_KEY = re.compile(r"(/k/)(?!ogw_[0-9A-Za-z]{8}_…)[^/\s]+", re.IGNORECASE)
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
+def _visible(text: str) -> str:
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 class OneLineFormatter(logging.Formatter):
     """`time level logger message`, with keys cut short and control characters of hostile values escaped (L7, T11)."""
 
@@ -24,7 +28,9 @@ class OneLineFormatter(logging.Formatter):
         record.asctime = self.formatTime(record)
         if page := request_id.get():
             record.message += f" [request {page}]"
-        line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in self.formatMessage(record))
+        line = _visible(self.formatMessage(record))
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            # Indented: what an exception says may have lines of its own, which must not look like those of the log.
+            told = self.formatException(record.exc_info).split("\n")
+            line += "".join(f"\n    {_visible(part)}" for part in told)
         return _PATH_KEY.sub(r"\1…", _KEY.sub(r"\1…", line))

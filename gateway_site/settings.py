@@ -38,7 +38,11 @@ CSRF_TRUSTED_ORIGINS = env.items("CSRF_TRUSTED_ORIGINS")
 PORT = env.port("PORT", env.port("OLLAMA_PROXY_PORT", _FILE.port))
 # Where `serve` listens unless it is told otherwise.
 HOST = _FILE.host
-SITE_URL = env.text("SITE_URL", f"http://localhost:{PORT}").rstrip("/")
+# Of the pages, on the address of the gateway; 0: they are on the gateway's own port. `serve --admin-port` is the same.
+ADMIN_PORT = env.port("ADMIN_PORT", 0)
+# Where people open the pages; and where apps call, if that is elsewhere (tenants/snippets.py).
+SITE_URL = env.text("SITE_URL", f"http://localhost:{ADMIN_PORT or PORT}").rstrip("/")
+API_URL = env.text("API_URL").rstrip("/")
 HTTPS = SITE_URL.startswith("https://")
 # The address that people use is ours, and so are its forms, whatever a proxy that ends TLS makes of them.
 _OWN = urlsplit(SITE_URL)

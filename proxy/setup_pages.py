@@ -25,7 +25,7 @@ from tenants.keys import create_key
 from tenants.models import ApiKey, Membership, Role, Tenant
 from tenants.rate_limits import limited
 from tenants.requests import PersonRequest
-from tenants.snippets import snippets
+from tenants.snippets import api_url, snippets
 from usage.models import UsageRecord
 
 STEPS = {"account": "Account", "backend": "Backend", "key": "Key", "answer": "First answer"}
@@ -146,7 +146,7 @@ def answer(request: PersonRequest, prefix: str) -> HttpResponse:
         "key": row,
         "clear_text": clear_text,
         "example_model": model,
-        "snippet": snippets(settings.SITE_URL, clear_text or "YOUR_KEY", model or "llama3.2")["curl-ollama"],
+        "snippet": snippets(api_url(), clear_text or "YOUR_KEY", model or "llama3.2")["curl-ollama"],
         "state": _state(row),
     }
     return shown_once.forget_cookie(_page(request, "answer", context))

@@ -4,6 +4,8 @@ import json
 import shlex
 from dataclasses import dataclass
 
+from django.conf import settings
+
 QUESTION = "Why is the sky blue? One sentence."
 
 
@@ -15,6 +17,11 @@ class Snippet:
     language: str
     text: str
     note: str = ""
+
+
+def api_url() -> str:
+    """Where apps call: where the pages are, unless those have a port of their own."""
+    return settings.API_URL or (f"http://localhost:{settings.PORT}" if settings.ADMIN_PORT else settings.SITE_URL)
 
 
 def snippets(base_url: str, key: str, model: str) -> dict[str, Snippet]:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.core.exceptions import PermissionDenied
@@ -21,7 +20,7 @@ from tenants.keys import create_key, rotate_key
 from tenants.models import ApiKey, Authority, User
 from tenants.rate_limits import limited
 from tenants.requests import PersonRequest
-from tenants.snippets import snippets
+from tenants.snippets import api_url, snippets
 
 # Stands in examples where the secret is not known any more.
 PLACEHOLDER = "YOUR_KEY"
@@ -216,5 +215,5 @@ def _examples(key: ApiKey, clear_text: str, known: Known) -> dict[str, Any]:
     model = known.example_for(key)
     return {
         "example_model": model,
-        "snippets": snippets(settings.SITE_URL, clear_text, model or "llama3.2"),
+        "snippets": snippets(api_url(), clear_text, model or "llama3.2"),
     }

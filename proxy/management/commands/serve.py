@@ -31,6 +31,12 @@ class Command(BaseCommand):
         parser.add_argument("--host", default=settings.HOST, help="Address to listen on (default: %(default)s).")
         parser.add_argument("--port", type=int, default=settings.PORT, help="Port (default: %(default)s).")
         parser.add_argument(
+            "--admin-port",
+            type=int,
+            default=settings.ADMIN_PORT,
+            help="The pages are on this port, and on no other. Goes before ADMIN_PORT.",
+        )
+        parser.add_argument(
             "--listen",
             "-listen",
             metavar="[HOST]:PORT",
@@ -66,8 +72,11 @@ class Command(BaseCommand):
 
     def handle(self, *, host: str, port: int, workers: int, **options: Any) -> None:
         host, port = options["listen"] or (host, port)
+        further = [each for each in (settings.METRICS_PORT, options["admin_port"]) if each]
         if port == settings.METRICS_PORT:
             raise CommandError("METRICS_PORT is the gateway's own port. Leave it out, or choose another.")
+        if options["admin_port"] in (port, settings.METRICS_PORT) and options["admin_port"]:
+            raise CommandError("The port of the pages is taken by calls or metrics. Leave it out, or choose another.")
         if workers > 1 and not settings.REDIS_URL and not settings.LIMITS_PER_WORKER:
             raise CommandError(
                 f"{workers} workers count limits together in Redis: set REDIS_URL. LIMITS_PER_WORKER=True accepts that "
@@ -79,7 +88,7 @@ class Command(BaseCommand):
         prepare_rules(options["upstream"], host, port, open_to_loopback=options["open"])
         if options["open"]:
             self.stderr.write(start.OPEN_WARNING)
-        lead_links_here(port)
+        lead_links_here(port, options["admin_port"])
         if link := link_to_first_run():
             self.stdout.write(
                 f"Nobody has an account yet. Make the first one here (the link works once):\n\n  {link}\n"
@@ -89,7 +98,7 @@ class Command(BaseCommand):
             chosen = ServerOptions(
                 host=host,
                 port=port,
-                further_ports=(settings.METRICS_PORT,) if settings.METRICS_PORT else (),
+                further_ports=tuple(further),
                 workers=workers,
                 tls_certificate=options["tls_cert"],
                 tls_key=options["tls_key"],
@@ -141,12 +150,14 @@ def prepare_rules(upstream: str, host: str, port: int, *, open_to_loopback: bool
         connection.close()
 
 
-def lead_links_here(port: int) -> None:
-    """What pages print leads to this port, in further workers too, where no SITE_URL says otherwise."""
-    os.environ.pop("PORT_FILE", None)
-    os.environ["PORT"] = str(port)
+def lead_links_here(port: int, admin_port: int) -> None:
+    """What pages print leads to these ports, in further workers too, where no SITE_URL says otherwise."""
+    for name, value in (("PORT", port), ("ADMIN_PORT", admin_port)):
+        os.environ.pop(f"{name}_FILE", None)
+        os.environ[name] = str(value)
+    settings.PORT, settings.ADMIN_PORT = port, admin_port
     if not settings.GATEWAY.site_url:
-        settings.SITE_URL = f"http://localhost:{port}"
+        settings.SITE_URL = f"http://localhost:{admin_port or port}"
 
 
 def link_to_first_run() -> str | None:
