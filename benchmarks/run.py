@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks import load, processes
+from benchmarks import limits, load, processes
 from tests.live.gateway import Gateway
 
 # Who is measured besides nginx: server and transport.
@@ -51,8 +51,16 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=3000)
     parser.add_argument("--streams", type=int, default=30)
     parser.add_argument("--tokens", type=int, default=400)
+    parser.add_argument("--only", choices=("calls", "limits"), help="a part of it (default: all)")
     options = parser.parse_args()
     directory = Path(os.environ["DATA_DIR"])
+    if options.only != "limits":
+        measure_calls(options, directory)
+    if options.only != "calls":
+        limits.measure(options, directory)
+
+
+def measure_calls(options: argparse.Namespace, directory: Path) -> None:
     fast = processes.Fake("--models", "llama3.2", "--slots", "4096", "--tokens", "1000")
     paced = processes.Fake("--models", "llama3.2", "--slots", "4096", "--tokens", "1000", "--tokens-per-second", "200")
     fast_sides = Sides(fast, directory)
