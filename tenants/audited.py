@@ -20,7 +20,7 @@ def track_tables() -> None:
     track(ApiKey, tenant=tenant_of)
     track(ManagementToken, tenant=tenant_of)
     track(IPRule, tenant=tenant_of)
-    track(Limit, tenant=_tenant_of_limit, words={"amount": _amount})
+    track(Limit, tenant=_tenant_of_limit, words={"amount": _amount, "override_amount": _override})
     # allauth's and Django's. The data of a second factor is secret, and counts its uses.
     track(Group, many={"permissions"})
     track(EmailAddress)
@@ -42,3 +42,9 @@ def _tenant_of_limit(limit: Limit) -> int | None:
 
 def _amount(limit: Limit) -> int | str:
     return money.shown(limit.amount) if limit.metric == Limit.Metric.COST else limit.amount
+
+
+def _override(limit: Limit) -> int | str | None:
+    if limit.metric != Limit.Metric.COST or limit.override_amount is None:
+        return limit.override_amount
+    return money.shown(limit.override_amount)

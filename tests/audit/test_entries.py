@@ -124,10 +124,12 @@ def test_a_value_that_the_database_works_out_is_noted_as_it_became(since):
 
 def test_money_is_written_in_units_of_the_currency(acme, since):
     entries = since()
-    make_limit(25_500_000_000, tenant=acme, metric="cost", window="month")
+    until = {"override_amount": 30_000_000_000, "override_until": timezone.now() + timedelta(days=1)}
+    make_limit(25_500_000_000, tenant=acme, metric="cost", window="month", **until)
     make_limit(1000, tenant=acme, metric="tokens", window="day")
     make_price(input_nano=150_000_000)
     assert [entry.changes.get("amount") for entry in entries()[:2]] == [[None, "25.5"], [None, 1000]]
+    assert entries()[0].changes["override_amount"] == [None, "30"]
     assert entries()[2].changes["input_nano"] == [None, "0.15"]
 
 
