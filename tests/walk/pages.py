@@ -15,7 +15,7 @@ from django.urls.resolvers import RegexPattern, RoutePattern
 from django.utils.regex_helper import normalize
 
 from proxy.models import Webhook
-from tenants.models import ApiKey, Invitation, Limit, ManagementToken, Membership, Tenant
+from tenants.models import ApiKey, Invitation, IPRule, Limit, ManagementToken, Membership, Tenant
 from tests.walk.rows import Rows
 
 # What goes into a parameter of a URL, for what begins like this; the first that fits counts. Pages of a table in the
@@ -34,6 +34,8 @@ FILLS: tuple[tuple[str, str, Callable[[Rows], list[object]]], ...] = (
     ("limits/new/", "tenant", lambda rows: keys_of(rows, Tenant)),
     ("limits/webhooks/", "pk", lambda rows: keys_of(rows, Webhook)),
     ("limits/", "pk", lambda rows: keys_of(rows, Limit)),
+    ("ip-rules/", "tenant", lambda rows: keys_of(rows, Tenant)),
+    ("ip-rules/", "pk", lambda rows: keys_of(rows, IPRule)),
     ("tokens/", "prefix", lambda rows: [token.prefix for token in rows[ManagementToken]]),
     # Which answers nobody by a cookie; by tokens it is walked in tests/live/test_management_api.py.
     ("manage/api/", "id", lambda rows: keys_of(rows, Tenant)),
