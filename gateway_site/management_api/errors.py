@@ -158,6 +158,8 @@ def _of_fields(exc: ValidationError) -> Problem:
     _source, *path = first["loc"]
     # Of a body ninja says the name of our argument first; of a union pydantic says which member it tried.
     names = [str(part) for part in path if part != "body"]
+    if not names:
+        return Invalid("The body is missing: send a JSON object.")
     message = first["msg"].removeprefix("Value error, ")
     return Invalid(message[:1].upper() + message[1:], field=".".join(names[:1]))
 

@@ -242,6 +242,7 @@ async def test_reload_imports_the_mounted_file_again_and_says_what_changed(gatew
         answer = await client.get("/config/reload")
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "configuration_invalid")
         await gateway.until_it_lists("llama3.2", key=their_key)
+    gateway.config.write_text("{}")
     entries = gateway.rows(AuditEntry).filter(object_repr="/config/reload")
     assert [(entry.actor, entry.via) for entry in entries] == [(gateway.users["root"], "api")] * 2
 
@@ -361,6 +362,26 @@ async def test_t1_no_role_changes_what_is_not_theirs(gateway, rows):
     print(f"tried {tried} requests")
     assert tried > 100
     assert before == [list(gateway.rows(table).order_by("pk").values()) for table in tables]
+
+
+# What docs/management-api.md prints.
+
+
+async def test_the_lines_of_the_docs_work_as_they_stand(gateway, tmp_path):
+    page = (ROOT / "docs" / "management-api.md").read_text()
+    _, key = gateway.make_key("of the docs", tenant="third")
+    await gateway.until_it_lists("llama3.2", key=key)
+    lines = [block for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if not block.startswith("export")]
+    assert len(lines) >= 6
+    environment = {**os.environ, "GATEWAY": gateway.url, "TOKEN": gateway.tokens["root"], "KEY": key}
+    done = await asyncio.to_thread(
+        subprocess.run, ["bash", "-euxo", "pipefail", "-c", "\n".join(lines)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert gateway.rows(ApiKey).get(tenant__name="web").state == "revoked"
+    assert gateway.rows(Limit).get(tenant__name="web").amount == 25_500_000_000
+    assert gateway.rows(Tenant).filter(name="web").count() == 1
 
 
 # Fuzzed, last: it leaves the tables full of nonsense.
