@@ -11,6 +11,7 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.views.decorators.http import require_GET
 
@@ -92,16 +93,7 @@ class AuditEntryAdmin(LargeTableAdmin):
     purpose = "Who changed what, from where: before and after."
     change_list_template = "admin/tenants/auditentry/change_list.html"
     change_form_template = "admin/tenants/auditentry/change_form.html"
-    list_display = [
-        "at",
-        "shown_actor",
-        "address",
-        "shown_action",
-        "kind",
-        "shown_object",
-        "shown_tenant",
-        "change",
-    ]
+    list_display = ["at", "who", "shown_action", "what", "change", "shown_tenant"]
     list_filter = [Actor, Kind, Action, "via", ConcernedTenant, "timestamp"]
     list_select_related = ["tenant"]
     search_fields = ["object_repr", "actor_name", "=remote_addr", "=cid"]
@@ -176,13 +168,17 @@ class AuditEntryAdmin(LargeTableAdmin):
     def shown_actor(self, entry: AuditEntry) -> str:
         return harmless(entry.actor_name)
 
-    @admin.display(description="address", empty_value="–")
-    def address(self, entry: AuditEntry) -> str | None:
-        return entry.remote_addr
+    @admin.display(description="actor")
+    def who(self, entry: AuditEntry) -> SafeString:
+        return format_html('{}<br><span class="quiet">{}</span>', harmless(entry.actor_name), entry.remote_addr or "")
 
-    @admin.display(description="id of the request", empty_value="–")
-    def request_id(self, entry: AuditEntry) -> str | None:
-        return entry.cid
+    @admin.display(description="address")
+    def address(self, entry: AuditEntry) -> str:
+        return entry.remote_addr or "–"
+
+    @admin.display(description="id of the request")
+    def request_id(self, entry: AuditEntry) -> str:
+        return entry.cid or "–"
 
     @admin.display(description="action")
     def shown_action(self, entry: AuditEntry) -> SafeString:
@@ -193,13 +189,17 @@ class AuditEntryAdmin(LargeTableAdmin):
     def kind(self, entry: AuditEntry) -> str:
         return shown(entry).kind
 
+    @admin.display(description="what")
+    def what(self, entry: AuditEntry) -> SafeString:
+        return format_html("{}<br>{}", shown(entry).kind, harmless(entry.object_repr))
+
     @admin.display(description="object")
     def shown_object(self, entry: AuditEntry) -> str:
         return harmless(entry.object_repr)
 
-    @admin.display(description="tenant", empty_value="–")
-    def shown_tenant(self, entry: AuditEntry) -> str | None:
-        return harmless(str(entry.tenant)) if entry.tenant else None
+    @admin.display(description="tenant")
+    def shown_tenant(self, entry: AuditEntry) -> str:
+        return harmless(str(entry.tenant or "–"))
 
     @admin.display(description="change")
     def change(self, entry: AuditEntry) -> str:

@@ -42,7 +42,7 @@ class AuditEntry(AbstractLogEntry):
 
     class Meta(AbstractLogEntry.Meta):
         verbose_name = "audit entry"
-        verbose_name_plural = "audit"
+        verbose_name_plural = "audit entries"
         # Nobody adds, changes or deletes them, so that these permissions cannot be given.
         default_permissions = ("view",)
         ordering = ["-id"]

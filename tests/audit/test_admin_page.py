@@ -86,7 +86,7 @@ def test_not_even_a_superuser_writes_entries(signed_in, acme):
 def test_what_is_done_in_the_admin_is_noted_once_with_who_and_from_where(signed_in, root):
     last = AuditEntry.objects.first().pk
     fields = {
-        "cidr": "10.0.0.0/8", "action": "allow", "note": "office", "expires_at_0": "", "expires_at_1": "",
+        "cidr": "203.0.113.0/24", "action": "deny", "note": "office", "expires_at_0": "", "expires_at_1": "",
     }  # fmt: skip
     answer = signed_in.post("/admin/tenants/iprule/add/", fields, REMOTE_ADDR="192.0.2.7")
     assert answer.status_code == 302

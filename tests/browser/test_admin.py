@@ -6,7 +6,7 @@ from playwright.async_api import expect
 
 from proxy.fake_ollama.names import parse_name
 from proxy.models import Backend, Delivery, ModelJob, Webhook
-from tenants.models import ApiKey
+from tenants.models import ApiKey, AuditEntry
 from tests.browser.conftest import THEMES, WIDTHS, new_visitor
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -31,6 +31,8 @@ PAGES = {
     "models": "/admin/proxy/backend/{backend}/models/",
     "records": "/admin/usage/usagerecord/",
     "prices": "/admin/usage/price/",
+    "audit": "/admin/tenants/auditentry/",
+    "audit-entry": "/admin/tenants/auditentry/{entry}/change/",
 }
 
 
@@ -47,7 +49,7 @@ def paths(demo_gateway):
     webhook = demo_gateway.rows(Webhook).create(url="https://hooks.example.com/all", secret_encrypted=b"")
     demo_gateway.rows(Delivery).create(webhook=webhook, state="failed", outcome="It answered 500.", attempts=8)
     found = {"key": key.pk, "tenant": key.tenant_id, "backend": demo_gateway.rows(Backend).get().pk}
-    found["webhook"] = webhook.pk
+    found |= {"webhook": webhook.pk, "entry": demo_gateway.rows(AuditEntry).filter(content_type__model="apikey")[0].pk}
     return {name: path.format(**found) for name, path in PAGES.items()}
 
 

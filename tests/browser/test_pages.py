@@ -37,6 +37,8 @@ PAGES = {
     "webhook-delete": "/limits/webhooks/{webhook}/delete/",
     "people": "/people/",
     "invite": "/people/invite/",
+    "changes": "/changes/",
+    "changes-none": "/changes/?action=deleted&until=2001-01-01",
     "account": "/account/",
     "account-email": "/account/email/",
     "account-password": "/account/password/change/",
