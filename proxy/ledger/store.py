@@ -1,7 +1,9 @@
 """Rows into the database, each exactly once, with their sums in the same transaction. Runs in the ledger's thread."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -32,9 +34,8 @@ LAST_USED_SECONDS = 60
 _MALFORMED = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError)
 
 _NAMES = ", ".join(COLUMNS)
-_ROWS_PER_STATEMENT = 100
+_ROWS_PER_STATEMENT = (100, 25, 5, 1)
 _SUMS = tuple(MEASURES)  # the order in which _add_sums counts
-_OWNERS = ", ".join(OWNER)
 _BUCKET_SECONDS = int(BUCKET.total_seconds())
 _SUCCESSES = frozenset(SUCCESSES)
 _STARTED, _FINISHED, _ESTIMATED = AT["started_at"], AT["finished_at"], AT["estimated"]
@@ -50,8 +51,10 @@ class Store:
         self.zone = ZoneInfo(zone)
         self.quarantine = quarantine
         self.using = using
+        self._prepared: object = None  # the connection that has tables for what comes in
         self._last_used: dict[int, float] = {}  # by key id, as it is in the database
         self._day = lru_cache(maxsize=512)(self._day_of_bucket)
+        self._start = lru_cache(maxsize=512)(self._moment)
 
     def add(self, rows: Sequence[Row]) -> None:
         """Stores rows; those that are there already change nothing. Raises DatabaseError: try again later."""
@@ -86,16 +89,21 @@ class Store:
             # The spool forgets what is committed, so a commit must outlast a power cut; for pages NORMAL is enough.
             with connection.cursor() as cursor:
                 cursor.execute("PRAGMA synchronous = FULL")
-        with transaction.atomic(using=self.using), connection.cursor() as cursor:
-            # Django's cursor would log and time each row of an executemany; the driver's own does the work.
-            with connection.wrap_database_errors:
-                fresh = (_insert_postgresql if postgresql else _insert_sqlite)(cursor.cursor, rows)
-            if not fresh:
-                return {}
-            self._add_sums(cursor, fresh)
-            return self._note_use(cursor, fresh)
+        write: type[_Writer] = _PostgresqlWriter if postgresql else _SqliteWriter
+        with transaction.atomic(using=self.using):
+            # Django's cursor would rewrite, count and time each statement; the driver's own does the work.
+            with connection.wrap_database_errors, closing(connection.connection.cursor()) as cursor:
+                writer = write(cursor)
+                if postgresql and self._prepared is not connection.connection:
+                    cursor.execute(_INCOMING)
+                fresh = writer.insert(rows)
+                if fresh:
+                    self._add_sums(writer, fresh)
+            used = self._note_use(fresh) if fresh else {}
+        self._prepared = connection.connection
+        return used
 
-    def _add_sums(self, cursor: Any, rows: Iterable[Row]) -> None:
+    def _add_sums(self, writer: "_Writer", rows: Iterable[Row]) -> None:
         buckets: Sums = {}
         labelled: Sums = {}
         for row in rows:
@@ -120,10 +128,10 @@ class Store:
         days: Sums = {}
         for (start, *whose), sums in buckets.items():
             _count(days, (self._day(start), *whose), sums)
-        starts = {(self._moment(start), *whose): sums for (start, *whose), sums in buckets.items()}
-        _upsert(cursor, "usage_usagebucket", "start", starts)
-        _upsert(cursor, "usage_dailyusage", "day", days)
-        _upsert(cursor, "usage_enduserusage", "day", labelled, "end_user")
+        starts = {(self._start(start), *whose): sums for (start, *whose), sums in buckets.items()}
+        for rollup, sums in ((_BUCKETS, starts), (_DAYS, days), (_END_USERS, labelled)):
+            if sums:
+                writer.add(rollup, sums)
 
     def _moment(self, epoch: float) -> Any:
         """A time as Django writes it on this database."""
@@ -133,18 +141,21 @@ class Store:
         day = day_of(datetime.fromtimestamp(start, UTC), self.zone)
         return connections[self.using].ops.adapt_datefield_value(day)
 
-    def _note_use(self, cursor: Any, rows: Iterable[Row]) -> dict[int, float]:
+    def _note_use(self, rows: Iterable[Row]) -> dict[int, float]:
         latest: dict[int, float] = {}
         for row in rows:
             if row[_FINISHED] > self._last_used.get(row[9], 0) + LAST_USED_SECONDS:
                 latest[row[9]] = max(row[_FINISHED], latest.get(row[9], 0))
-        for key_id, moment in sorted(latest.items()):
-            # Another worker may have noted it within the minute.
-            cursor.execute(
-                "INSERT INTO tenants_apikeylastused (key_id, at) SELECT id, %s FROM tenants_apikey WHERE id = %s "
-                "ON CONFLICT (key_id) DO UPDATE SET at = excluded.at WHERE tenants_apikeylastused.at < %s",
-                [self._moment(moment), key_id, self._moment(moment - LAST_USED_SECONDS)],
-            )
+        if latest:
+            with connections[self.using].cursor() as cursor:
+                for key_id, moment in sorted(latest.items()):
+                    # Another worker may have noted it within the minute.
+                    cursor.execute(
+                        "INSERT INTO tenants_apikeylastused (key_id, at) SELECT id, %s FROM tenants_apikey "
+                        "WHERE id = %s "
+                        "ON CONFLICT (key_id) DO UPDATE SET at = excluded.at WHERE tenants_apikeylastused.at < %s",
+                        [self._moment(moment), key_id, self._moment(moment - LAST_USED_SECONDS)],
+                    )
         return latest
 
 
@@ -161,47 +172,93 @@ def _count(sums: Sums, owner: tuple[Any, ...], values: Sequence[int]) -> None:
         found[position] += value
 
 
-def _upsert(cursor: Any, table: str, period: str, sums: Sums, *more: str) -> None:
-    """`more`: columns that tell rows apart besides the period and the owner."""
-    names = ", ".join((period, _OWNERS, *more, *_SUMS))
-    marks = ", ".join(["%s"] * (6 + len(more) + len(_SUMS)))
-    adding = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in _SUMS)
-    conflict = ", ".join((period, "tenant_id, api_key_id, coalesce(user_id, 0), model, backend", *more))
-    statement = f"INSERT INTO {table} ({names}) VALUES ({marks}) ON CONFLICT ({conflict}) DO UPDATE SET {adding}"  # noqa: S608
-    # In one order everywhere, so that two workers never wait for each other in a circle.
-    for owner in sorted(sums, key=lambda owner: tuple(str(part) for part in owner)):
-        cursor.execute(statement, [*owner, *sums[owner]])
+@dataclass(frozen=True, slots=True)
+class _Rollup:
+    """`more`: columns that tell its rows apart besides the period and the owner."""
+
+    table: str
+    period: str
+    more: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.period, *OWNER, *self.more, *_SUMS)
+
+    @property
+    def adding(self) -> str:
+        """What an INSERT into it ends with."""
+        owner = "tenant_id, api_key_id, coalesce(user_id, 0), model, backend"
+        sums = ", ".join(f"{name} = {self.table}.{name} + excluded.{name}" for name in _SUMS)
+        return f"ON CONFLICT ({', '.join((self.period, owner, *self.more))}) DO UPDATE SET {sums}"
 
 
-def _insert_sqlite(cursor: Any, rows: Sequence[Row]) -> list[Row]:
-    """The rows that were not there. The transaction holds SQLite's one write lock, so nobody comes in between."""
-    known: set[str] = set()
-    for first in range(0, len(rows), 500):
-        ids = [row[0] for row in rows[first : first + 500]]
-        marks = ", ".join(["?"] * len(ids))
-        found = cursor.execute(f"SELECT id FROM usage_usagerecord WHERE id IN ({marks})", ids)  # noqa: S608
-        known.update(pk for (pk,) in found)
-    fresh = []
-    for row in rows:
-        if row[0] not in known:
-            known.add(row[0])
-            fresh.append(row)
-    # Many rows to a statement: after each one the thread has to win the GIL back from a busy event loop.
-    for first in range(0, len(fresh), _ROWS_PER_STATEMENT):
-        values: list[Any] = []
-        part = fresh[first : first + _ROWS_PER_STATEMENT]
-        for row in part:
-            values += row[:_STARTED]
-            values += _sqlite_time(row[_STARTED]), _sqlite_time(row[_FINISHED])
-            values += row[_FINISHED + 1 :]
-        cursor.execute(_sqlite_insert(len(part)), values)
-    return fresh
+_BUCKETS = _Rollup("usage_usagebucket", "start")
+_DAYS = _Rollup("usage_dailyusage", "day")
+_END_USERS = _Rollup("usage_enduserusage", "day", ("end_user",))
 
 
-@lru_cache(maxsize=_ROWS_PER_STATEMENT)
-def _sqlite_insert(rows: int) -> str:
-    marks = ", ".join(["?"] * len(COLUMNS))
-    return f"INSERT INTO usage_usagerecord ({_NAMES}) VALUES {', '.join([f'({marks})'] * rows)}"  # noqa: S608
+class _Writer:
+    def __init__(self, cursor: Any) -> None:
+        self.cursor = cursor
+
+    def insert(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows that were not there."""
+        raise NotImplementedError
+
+    def add(self, rollup: _Rollup, sums: Sums) -> None:
+        """Adds sums to those of the same owner and period. In one order everywhere, so that two workers never wait
+        for each other in a circle."""
+        raise NotImplementedError
+
+
+class _SqliteWriter(_Writer):
+    """Many rows to a statement: after each one the thread has to win the GIL back from a busy event loop."""
+
+    def insert(self, rows: Sequence[Row]) -> list[Row]:
+        """The transaction holds SQLite's one write lock, so nobody comes in between."""
+        known: set[str] = set()
+        for first in range(0, len(rows), 500):
+            ids = [row[0] for row in rows[first : first + 500]]
+            marks = ", ".join(["?"] * len(ids))
+            found = self.cursor.execute(f"SELECT id FROM usage_usagerecord WHERE id IN ({marks})", ids)  # noqa: S608
+            known.update(pk for (pk,) in found)
+        fresh = []
+        for row in rows:
+            if row[0] not in known:
+                known.add(row[0])
+                fresh.append(row)
+        for part in _parts(fresh):
+            values: list[Any] = []
+            for row in part:
+                values += row[:_STARTED]
+                values += _sqlite_time(row[_STARTED]), _sqlite_time(row[_FINISHED])
+                values += row[_FINISHED + 1 :]
+            self.cursor.execute(_inserted("usage_usagerecord", COLUMNS, len(part)), values)
+        return fresh
+
+    def add(self, rollup: _Rollup, sums: Sums) -> None:
+        # No order: there is one writer at a time.
+        for part in _parts(list(sums.items())):
+            values: list[Any] = []
+            for owner, numbers in part:
+                values += owner
+                values += numbers
+            self.cursor.execute(_inserted(rollup.table, rollup.columns, len(part), rollup.adding), values)
+
+
+def _parts(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """In few sizes, so that the driver keeps the statements: to parse a large one takes longer than to run it."""
+    first = 0
+    for size in _ROWS_PER_STATEMENT:
+        while len(rows) - first >= size:
+            yield rows[first : first + size]
+            first += size
+
+
+@lru_cache(maxsize=64)
+def _inserted(table: str, columns: Sequence[str], rows: int, ending: str = "") -> str:
+    marks = f"({', '.join(['?'] * len(columns))})"
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES {', '.join([marks] * rows)} {ending}"  # noqa: S608
 
 
 def _sqlite_time(epoch: float) -> str:
@@ -215,17 +272,39 @@ def _sqlite_second(epoch: int) -> str:
     return datetime.fromtimestamp(epoch, UTC).replace(tzinfo=None).isoformat(" ")
 
 
-def _insert_postgresql(cursor: Any, rows: Sequence[Row]) -> list[Row]:
-    cursor.execute("CREATE TEMPORARY TABLE IF NOT EXISTS usage_incoming (LIKE usage_usagerecord) ON COMMIT DELETE ROWS")
-    with cursor.copy(f"COPY usage_incoming ({_NAMES}) FROM STDIN") as copy:
-        for row in rows:
-            started, finished = (datetime.fromtimestamp(epoch, UTC) for epoch in row[_STARTED : _FINISHED + 1])
-            copy.write_row([UUID(row[0]), *row[1:_STARTED], started, finished, *row[_FINISHED + 1 :]])
-    cursor.execute(
-        f"INSERT INTO usage_usagerecord ({_NAMES}) SELECT {_NAMES} FROM usage_incoming "  # noqa: S608
-        "ON CONFLICT (id) DO NOTHING RETURNING id"
+# Made once a connection: what is copied into them goes with the transaction.
+_INCOMING = "".join(
+    f"CREATE TEMPORARY TABLE IF NOT EXISTS {table}_incoming ON COMMIT DELETE ROWS "  # noqa: S608
+    f"AS SELECT {', '.join(columns)} FROM {table} WITH NO DATA;"
+    for table, columns in (
+        ("usage_usagerecord", COLUMNS),
+        *((rollup.table, rollup.columns) for rollup in (_BUCKETS, _DAYS, _END_USERS)),
     )
-    stored = {pk.hex for (pk,) in cursor.fetchall()}
-    # Of two rows with one id the first was inserted.
-    fresh = {row[0]: row for row in reversed(rows) if UUID(row[0]).hex in stored}
-    return list(fresh.values())
+)
+
+
+class _PostgresqlWriter(_Writer):
+    def insert(self, rows: Sequence[Row]) -> list[Row]:
+        with self.cursor.copy(f"COPY usage_usagerecord_incoming ({_NAMES}) FROM STDIN") as copy:
+            for row in rows:
+                started, finished = (datetime.fromtimestamp(epoch, UTC) for epoch in row[_STARTED : _FINISHED + 1])
+                copy.write_row([UUID(row[0]), *row[1:_STARTED], started, finished, *row[_FINISHED + 1 :]])
+        self.cursor.execute(
+            f"INSERT INTO usage_usagerecord ({_NAMES}) SELECT {_NAMES} FROM usage_usagerecord_incoming "  # noqa: S608
+            "ON CONFLICT (id) DO NOTHING RETURNING id"
+        )
+        stored = {pk.hex for (pk,) in self.cursor.fetchall()}
+        # Of two rows with one id the first was inserted.
+        fresh = {row[0]: row for row in reversed(rows) if UUID(row[0]).hex in stored}
+        return list(fresh.values())
+
+    def add(self, rollup: _Rollup, sums: Sums) -> None:
+        names = ", ".join(rollup.columns)
+        with self.cursor.copy(f"COPY {rollup.table}_incoming ({names}) FROM STDIN") as copy:
+            for owner, numbers in sums.items():
+                copy.write_row((*owner, *numbers))
+        order = ", ".join((rollup.period, *OWNER, *rollup.more))
+        self.cursor.execute(
+            f"INSERT INTO {rollup.table} ({names}) SELECT {names} FROM {rollup.table}_incoming "  # noqa: S608
+            f"ORDER BY {order} {rollup.adding}"
+        )
