@@ -46,9 +46,8 @@ async def main() -> int:
             gateway = Gateway(home, databases.new(options.database), workers=options.workers, **env)
             gateway.make_backend(fake.url, slots=256)
             gateway.start()
-            revocations = Revocations(gateway, options.streams)
+            revocations = Revocations(gateway, fake, options.streams)
             try:
-                await revocations.connect()
                 began, total = time.monotonic(), options.trials * len(STATES)
                 for place, state in enumerate(STATES):
                     trials = []

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from math import ceil
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -158,7 +159,7 @@ def headers(states: Iterable[tuple[Rule, Window, int]], now: float) -> list[tupl
         told.append((b"x-ratelimit-remaining-" + name, b"%d" % left))
         seconds = seconds_until_reset(rule, window, now)
         if seconds is not None:
-            told.append((b"x-ratelimit-reset-" + name, b"%ds" % max(seconds + 0.999, 1)))
+            told.append((b"x-ratelimit-reset-" + name, b"%ds" % ceil(max(seconds, 1))))
     return told
 
 
@@ -191,7 +192,7 @@ def refusal(rule: Rule, window: Window, total: int, needed: int, wait: float, no
     """Says which limit is reached, what is left of it and when it will do. `wait`: seconds."""
     left = max(rule.amount - total, 0)
     never = needed > rule.amount
-    advice = "It can never fit." if never else f"Try again in {int(wait + 0.999)} s."
+    advice = "It can never fit." if never else f"Try again in {ceil(max(wait, 1))} s."
     made = TooManyRequests(
         f"budget_{rule.metric}" if rule.metric == "cost" else f"limit_{rule.metric}",
         f"The limit of {rule.describe()} is reached: {left} left, this call needs {needed}. {advice}",

@@ -13,6 +13,7 @@ import psutil
 from django.utils import timezone
 
 from tenants.models import ApiKey, Limit
+from tests.live.crashes import FakeProcess
 from tests.live.gateway import Gateway
 from tests.redis_server import RedisServer
 
@@ -57,19 +58,24 @@ class Trial:
 class Revocations:
     """Trials on one gateway of several workers, over connections to each of them."""
 
-    def __init__(self, gateway: Gateway, streams: int) -> None:
+    def __init__(self, gateway: Gateway, fake: FakeProcess, streams: int) -> None:
         self.gateway = gateway
+        # No stream ends by itself before the key is withdrawn.
+        fault = {"path": list(STREAMS), "infinite": True, "tokens_per_second": 20}
+        httpx.post(f"{fake.url}/_fake/faults", json=fault, trust_env=False).raise_for_status()
         self.streams = streams
         self.clients: list[httpx.AsyncClient] = []
         self._worker_of: dict[int, int] = {}
 
     async def connect(self, each: int = 2) -> None:
-        """So many connections to each worker, kept alive; and some for streams."""
+        """So many connections to each worker, kept alive. Those that are there are kept, if they still lead there."""
         _, key = self.gateway.make_key(f"connecting {time.monotonic_ns()}")
+        self._worker_of.clear()
         asked: dict[int, int] = dict.fromkeys(self._listeners(), 0)
+        before, self.clients = self.clients, []
         async with asyncio.timeout(PATIENCE):
-            while min(asked.values()) < each:
-                client = self.gateway.client()
+            while before or min(asked.values()) < each:
+                client = before.pop() if before else self.gateway.client()
                 _, worker = await self._until(client, key, 200)
                 if asked[worker] >= each:
                     await client.aclose()
@@ -82,6 +88,7 @@ class Revocations:
             await client.aclose()
 
     async def trial(self) -> Trial:
+        await self.connect()
         row, key = self.gateway.make_key(f"trial {time.monotonic_ns()}")
         # So that Redis is asked for each call.
         fields = {"scope": "key", "key": row, "metric": "requests", "window": "day", "amount": 10**6}

@@ -37,8 +37,7 @@ async def test_a7_a_withdrawn_key_is_refused_and_cut_on_all_workers_with_redis_u
     gateway = make_gateway(workers=WORKERS, **env)
     gateway.make_backend(fake_process.url, slots=256)
     gateway.start()
-    revocations = Revocations(gateway, STREAMS)
-    await revocations.connect()
+    revocations = Revocations(gateway, fake_process, STREAMS)
     try:
         for state in STATES:
             with redis_is(redis_server, state):
