@@ -9,10 +9,13 @@ from gateway_site.management_api import api as management_api
 from gateway_site.management_api import config_paths
 from proxy import explain_pages, ip_rule_pages, key_pages, limit_pages, setup_pages, webhook_pages
 from proxy.live.views import live
+from proxy.record_errors import error_words
 from tenants import sign_in
 from tenants.urls import urls as people_and_keys
 from tenants.views.keys import Known
-from usage import views as usage
+from usage.urls import urls as usage_pages
+from usage.views.home import home
+from usage.views.one_request import Known as KnownOfRequests
 
 handler400 = error_pages.bad_request
 handler403 = error_pages.forbidden
@@ -26,8 +29,8 @@ urlpatterns = [
     path("livez", health.livez),
     path("readyz", health.readyz),
     path(settings.METRICS_PATH[1:], health.metrics),
-    path("", usage.home, {"bars_of": bars_of}, name="home"),
-    path("usage/", usage.usage, name="usage"),
+    path("", home, {"bars_of": bars_of}, name="home"),
+    *usage_pages(KnownOfRequests(counters.limits_of_key, error_words), key_pages.model_names),
     path("live/", live, name="live"),
     *people_and_keys(known),
     *setup_pages.urls(),

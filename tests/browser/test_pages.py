@@ -10,6 +10,7 @@ from playwright.async_api import expect
 from proxy.models import Delivery, LimitAlert, Webhook
 from tenants.models import ApiKey, Limit
 from tests.browser.conftest import WIDTHS, new_visitor
+from usage.models import UsageRecord
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -19,7 +20,15 @@ PAGES = {
     "home": "/",
     "home-of-own-keys": "/?of=mine",
     "usage": "/usage/",
-    "usage-90": "/usage/?days=90",
+    "usage-90": "/usage/?range=90d&by=model",
+    "usage-speed": "/usage/?range=7d&by=backend&measure=tokens_per_second",
+    "usage-nothing": "/usage/?model=none:1",
+    "usage-mistaken": "/usage/?range=decade",
+    "requests": "/requests/",
+    "requests-failed": "/requests/?outcome=failures",
+    "requests-nothing": "/requests/?client_id=none",
+    "request": "/requests/{failed}/",
+    "request-answered": "/requests/{answered}/",
     "keys": "/keys/",
     "keys-revoked": "/keys/?revoked",
     "key": "/keys/{app}/",
@@ -76,7 +85,10 @@ def prefixes(demo_gateway):
             alert=alert, webhook=webhook, state=state, outcome=outcome, attempts=1,
             due_at=timezone.now() + timedelta(days=1),
         )  # fmt: skip
-    numbers = {"limit": limit.pk, "tenant": limit.managed_by_id, "webhook": webhook.pk}
+    records = demo_gateway.rows(UsageRecord)
+    answered = records.filter(outcome="ok", cost_nano__gt=0).first()
+    numbers = {"failed": records.exclude(outcome="ok").first().pk, "answered": answered.pk}
+    numbers |= {"limit": limit.pk, "tenant": limit.managed_by_id, "webhook": webhook.pk}
     return numbers | {key.name.replace(" ", "_"): key.prefix for key in demo_gateway.rows(ApiKey).all()}
 
 
@@ -108,7 +120,7 @@ async def judge(visitor, path, status, picture):
 async def test_pages_are_accessible_at_every_width_in_every_theme(windows, prefixes, screenshots, name):
     path = PAGES[name].format(**prefixes)
     for (width, theme), visitor in windows.items():
-        status = 404 if name == "not-found" else 200
+        status = {"not-found": 404, "usage-mistaken": 400}.get(name, 200)
         await judge(visitor, path, status, screenshots / f"{name}-{width}-{theme}.png")
 
 

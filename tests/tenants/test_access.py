@@ -10,7 +10,7 @@ from proxy.credentials import seal
 from proxy.models import Webhook
 from tenants import invitations
 from tenants.models import Membership, Role
-from tests.factories import make_admin, make_key, make_limit, make_user
+from tests.factories import make_admin, make_key, make_limit, make_usage, make_user
 from usage import reports
 from usage.models import DailyUsage
 
@@ -25,6 +25,16 @@ GET = {
     "usage": (302, 200, 200, 200, 200, 200, 200),
     "usage of acme": (302, 404, 200, 404, 200, 404, 404),
     "usage of mine": (302, 404, 404, 200, 200, 200, 404),
+    "usage of all tenants": (302, 404, 404, 404, 404, 404, 200),
+    "usage_csv": (302, 404, 200, 200, 200, 200, 200),
+    "usage_json": (302, 404, 200, 200, 200, 200, 200),
+    "requests": (302, 200, 200, 200, 200, 200, 200),
+    "requests of acme": (302, 404, 200, 404, 200, 404, 404),
+    "requests_rows": (302, 404, 200, 200, 200, 200, 200),
+    "requests_csv": (302, 404, 200, 200, 200, 200, 200),
+    "requests_json": (302, 404, 200, 200, 200, 200, 200),
+    "request": (302, 404, 200, 200, 200, 404, 200),
+    "request of the owner": (302, 404, 200, 404, 200, 404, 200),
     "account": (302, 200, 200, 200, 200, 200, 200),
     "keys": (302, 403, 403, 200, 200, 200, 403),
     "key_new": (302, 403, 403, 200, 200, 200, 403),
@@ -144,6 +154,10 @@ def addresses(acme, alice, bob, charlie):
         "delete a limit of administrators": reverse("limit_delete", args=[above.pk]),
         "usage of acme": f"{reverse('usage')}?of=tenant-{acme.pk}",
         "usage of mine": f"{reverse('usage')}?of=mine",
+        "usage of all tenants": f"{reverse('usage')}?of=all",
+        "requests of acme": f"{reverse('requests')}?of=tenant-{acme.pk}",
+        "request": reverse("request", args=[make_usage(key).pk]),
+        "request of the owner": reverse("request", args=[make_usage(owners).pk]),
         "key of the owner": reverse("key", args=[owners.prefix]),
         "service key": reverse("key", args=[service.prefix]),
         "revoke the key of the owner": reverse("key_revoke", args=[owners.prefix]),
@@ -251,19 +265,38 @@ def test_t2_sums_are_of_ones_own_keys_and_tenants_alone(client, cast, acme, othe
         "viewer": {"7,000,001", "50,000,003", "600,000,007", "657,000,011"},
         "foreign": {"8,000,000,009"},
         "loner": set(),
-        "root": set(),
     }
     every = set().union(*seen.values())
+    # The sum of all tenants is another figure.
+    seen["root"] = every - {"657,000,011"}
     for who, expected in seen.items():
         client.force_login(cast[who])
-        page = client.get(reverse("usage")).content.decode()
+        page = client.get(reverse("usage"), {"by": "key"}).content.decode()
         assert {figure for figure in every if figure in page} == expected, who
     client.force_login(cast["owner"])
-    mine = client.get(reverse("usage"), {"of": "mine"}).content.decode()
+    mine = client.get(reverse("usage"), {"of": "mine", "by": "key"}).content.decode()
     assert {figure for figure in every if figure in mine} == {"50,000,003"}
 
 
-@pytest.mark.parametrize("query", ["?of=tenant-999999", "?of=", "?of=mine'--", "?days=31", "?days=x", "?of=mine&of=x"])
-def test_t2_only_listed_filters_are_taken(client, bob, query):
+@pytest.mark.parametrize("page", ["usage", "usage_csv", "requests", "requests_rows", "requests_csv"])
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [("?of=tenant-999999", 404), ("?of=", 404), ("?of=mine'--", 404), ("?of=mine&of=x", 404), ("?of=all", 404)],
+)
+def test_t2_only_ones_own_scopes_are_taken(client, bob, page, query, status):
     client.force_login(bob)
-    assert client.get(reverse("usage") + query).status_code == 404
+    assert client.get(reverse(page) + query).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("page", "query"),
+    [("usage", "?range=31d"), ("usage", "?by=password"), ("usage", "?measure=user__password"),
+     ("usage", "?per=x&by=key"), ("usage", "?first=2026-13-01"), ("usage", "?first=0001-01-01"), ("usage", "?top=0"),
+     ("usage_csv", "?by=1"), ("requests", "?status=x"), ("requests", "?page=1"), ("requests", "?outcome=x"),
+     ("requests", "?since=soon"), ("requests_rows", "?slower_ms=x"), ("requests_json", "?slower_ms=-1")],
+)  # fmt: skip
+def test_t2_only_listed_filters_are_taken(client, bob, page, query):
+    client.force_login(bob)
+    answer = client.get(reverse(page) + query)
+    assert answer.status_code == 400
+    assert len(answer.content) > 20

@@ -17,6 +17,7 @@ from django.utils.regex_helper import normalize
 from proxy.models import Webhook
 from tenants.models import ApiKey, Invitation, IPRule, Limit, ManagementToken, Membership, Tenant
 from tests.walk.rows import Rows
+from usage.models import UsageRecord
 
 # What goes into a parameter of a URL, for what begins like this; the first that fits counts. Pages of a table in the
 # admin need no line here: they get the keys of its rows.
@@ -36,6 +37,7 @@ FILLS: tuple[tuple[str, str, Callable[[Rows], list[object]]], ...] = (
     ("limits/", "pk", lambda rows: keys_of(rows, Limit)),
     ("ip-rules/", "tenant", lambda rows: keys_of(rows, Tenant)),
     ("ip-rules/", "pk", lambda rows: keys_of(rows, IPRule)),
+    ("requests/", "pk", lambda rows: keys_of(rows, UsageRecord)),
     ("tokens/", "prefix", lambda rows: [token.prefix for token in rows[ManagementToken]]),
     # Which answers nobody by a cookie; by tokens it is walked in tests/live/test_management_api.py.
     ("manage/api/", "id", lambda rows: keys_of(rows, Tenant)),

@@ -9,7 +9,7 @@ from django.conf import settings
 from tenants import money
 from usage.reports.answers import Report
 from usage.reports.questions import BY, PERIODS
-from usage.reports.totals import MEASURES, Totals
+from usage.reports.totals import MEASURES, Measure, Totals
 
 # The columns of numbers, in their order.
 SHOWN = (
@@ -59,7 +59,8 @@ def first_column(report: Report) -> str:
 def columns(report: Report) -> tuple[str, ...]:
     """Of the file."""
     by = report.question.by
-    return ("first", "last", "zone", by, *(("prefix",) if by == "key" else ()), *SHOWN, "currency")
+    before = (_before(report),) if report.groups else ()
+    return ("first", "last", "zone", by, *(("prefix",) if by == "key" else ()), *SHOWN, "currency", *before)
 
 
 def exported(report: Report) -> Iterator[dict[str, Any]]:
@@ -73,12 +74,23 @@ def exported(report: Report) -> Iterator[dict[str, Any]]:
             by: row.label,
             **({"prefix": row.prefix} if by == "key" else {}),
             **written(row.totals),
+            **({_before(report): _text(report.question.measure, row.previous)} if row.previous is not None else {}),
         }
+
+
+def _before(report: Report) -> str:
+    """The column of what the measure was in the period before."""
+    return f"previous_{report.question.measure.name}"
 
 
 def written(totals: Totals) -> dict[str, Any]:
     """By SHOWN. Money is text, because a float would lose digits; what there is none of is None, which is not 0."""
-    found = {name: MEASURES[name].of(totals) for name in SHOWN}
-    cost = found["cost"]
-    rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in found.items()}
-    return {**rounded, "cost": None if cost is None else money.shown(int(cost)), "currency": settings.GATEWAY.currency}
+    found = {name: _text(MEASURES[name], totals) for name in SHOWN}
+    return {**found, "currency": settings.GATEWAY.currency}
+
+
+def _text(measure: Measure, totals: Totals) -> Any:
+    value = measure.of(totals)
+    if measure.unit == "nano":
+        return None if value is None else money.shown(int(value))
+    return round(value, 6) if isinstance(value, float) else value

@@ -3,7 +3,8 @@
 from django import template
 from django.conf import settings
 
-from usage.reports import Totals
+from usage.models import UsageRecord
+from usage.reports import Measure, Totals
 
 register = template.Library()
 
@@ -49,3 +50,92 @@ def currency() -> str:
 def approximately(totals: Totals) -> str:
     """The sign before numbers of which some are estimates."""
     return "≈ " if totals.estimated else ""
+
+
+# Numbers that follow from tokens, of which some are estimates.
+_OF_TOKENS = frozenset({"tokens", "prompt_tokens", "completion_tokens", "cost", "tokens_per_second"})
+
+
+def figure(totals: Totals, measure: Measure, *, unit: bool = False) -> str:
+    """A number of a table, with ≈ where estimates are in it. "no price" is not 0, and no number is not either."""
+    value = measure.of(totals)
+    if value is None:
+        return "no price" if measure.name == "cost" else "–"
+    if measure.unit == "nano":
+        text = money(int(value)) if unit else amount(int(value))
+        lacking = "no price + " if totals.unpriced else ""
+    else:
+        text, lacking = _number(value, measure), ""
+        if unit and measure.unit:
+            text += "\N{NO-BREAK SPACE}" + measure.unit
+        elif measure.unit == "%":
+            text += "\N{NO-BREAK SPACE}%"
+    return f"{lacking}{approximately(totals) if measure.name in _OF_TOKENS else ''}{text}"
+
+
+def _number(value: float, measure: Measure) -> str:
+    if isinstance(value, int):
+        return whole(value)
+    return f"{value:,.{2 if measure.unit == 's' else 1}f}"
+
+
+def level(value: float, measure: Measure) -> str:
+    """At the axis of a chart."""
+    if measure.unit == "nano":
+        return f"{value / NANO:,.10g}"
+    return compact(int(value)) if measure.unit in ("", "tokens") and value == int(value) else f"{value:,.10g}"
+
+
+def difference(now: float | None, before: float | None) -> str:
+    """In percent: +12 %. Nothing where there is nothing to compare with."""
+    if not now and not before:
+        return ""
+    if not before or now is None:
+        return "new" if now else ""
+    percent = 100 * (now - before) / before
+    return f"{percent:+,.{0 if abs(percent) >= 10 else 1}f}\N{NO-BREAK SPACE}%".replace("-", "\N{MINUS SIGN}")
+
+
+@register.filter
+def seconds(us: int) -> str:
+    """Of microseconds: 850 µs, 12.3 ms, 4.56 s, 3 min 20 s."""
+    if us < 1000:
+        return f"{us}\N{NO-BREAK SPACE}µs"
+    if us < 10**6:
+        return f"{us / 1000:.{1 if us < 100_000 else 0}f}\N{NO-BREAK SPACE}ms"
+    if us < 100 * 10**6:
+        return f"{us / 10**6:.2f}\N{NO-BREAK SPACE}s"
+    minutes, rest = divmod(us // 10**6, 60)
+    return f"{minutes}\N{NO-BREAK SPACE}min {rest}\N{NO-BREAK SPACE}s"
+
+
+@register.filter
+def speed(totals: Totals) -> str:
+    """Tokens per second of generating, of the calls whose backend told its time."""
+    if not totals.decode_us:
+        return "–"
+    return f"{approximately(totals)}{totals.decoded_tokens * 10**6 / totals.decode_us:,.1f}"
+
+
+@register.filter
+def estimated(record: UsageRecord) -> str:
+    return "≈ " if record.estimated else ""
+
+
+@register.filter
+def cost(record: UsageRecord) -> str:
+    """Of one call, without the currency."""
+    return "no price" if record.cost_nano is None else f"{estimated(record)}{amount(record.cost_nano)}"
+
+
+@register.filter
+def tokens(record: UsageRecord) -> int:
+    return record.prompt_tokens + record.completion_tokens
+
+
+@register.filter
+def rate(record: UsageRecord) -> str:
+    """Tokens per second of generating; a dash where the backend did not tell its time."""
+    if not record.decode_us:
+        return "–"
+    return f"{estimated(record)}{record.completion_tokens * 10**6 / record.decode_us:,.1f}"

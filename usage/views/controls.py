@@ -1,0 +1,87 @@
+"""Controls of the forms that narrow a page down: what can be chosen in them, and what is."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tenants.models import ApiKey, Tenant, User
+from usage.reports import Scope
+from usage.reports.questions import NOBODY
+
+# Of more a list is no help: then its field takes what is written into it.
+MOST_CHOICES = 200
+
+LABELS = {
+    "model": "Model",
+    "key": "Key",
+    "user": "User",
+    "backend": "Backend",
+    "tenant": "Tenant",
+    "end_user": "End-user label",
+}
+HINTS = {"key": "its prefix", "user": "its number", "tenant": "its number"}
+
+# What there is of a kind, for people to choose from; "" stands for all.
+Names = Callable[[], Iterable[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A link, and whether it leads to where one is."""
+
+    label: str
+    link: str
+    is_chosen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """`options`: (value, label) of a list to choose from; without any it is a field to write into, with `names` as
+    suggestions."""
+
+    name: str
+    label: str
+    value: str
+    options: Sequence[tuple[str, str]] = ()
+    names: Sequence[str] = ()
+    hint: str = ""
+
+    @property
+    def all_options(self) -> list[tuple[str, str]]:
+        """Also with a value that is not among them, so that what is asked can be seen."""
+        missing = self.value and self.value not in {value for value, _ in self.options}
+        return [("", "All"), *self.options, *([(self.value, self.value)] if missing else [])]
+
+
+def filter_fields(scope: Scope, given: Mapping[str, str], names: Sequence[str], models: Names) -> list[Field]:
+    """Of the filters that make sense within the scope."""
+    hidden = {"mine": {"user", "tenant"}, "all": set()}.get(scope.slug, {"tenant"})
+    found = []
+    for name in names:
+        if name in hidden and not given.get(name):
+            continue
+        options = _options(name, scope)
+        suggested = list(models())[:MOST_CHOICES] if name == "model" else []
+        found.append(Field(name, LABELS[name], given.get(name, ""), options, suggested, HINTS.get(name, "")))
+    return found
+
+
+def _options(name: str, scope: Scope) -> list[tuple[str, str]]:
+    if name == "key":
+        keys = ApiKey.objects.filter(scope.rows).order_by("name", "prefix")
+        return _few((prefix, f"{label} ({prefix})") for prefix, label in keys.values_list("prefix", "name")[:_MORE])
+    if name == "user" and scope.slug.startswith("tenant-"):
+        people = User.objects.filter(memberships__tenant=int(scope.slug.removeprefix("tenant-"))).order_by("username")
+        found = _few((str(pk), label) for pk, label in people.values_list("pk", "username")[:_MORE])
+        return [*found, (NOBODY, "Service keys")] if found else []
+    if name == "tenant":
+        tenants = Tenant.objects.order_by("name")
+        return _few((str(pk), label) for pk, label in tenants.values_list("pk", "name")[:_MORE])
+    return []
+
+
+_MORE = MOST_CHOICES + 1
+
+
+def _few(options: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    found = list(options)
+    return found if len(found) <= MOST_CHOICES else []
