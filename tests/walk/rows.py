@@ -172,6 +172,9 @@ class Rows:
                 return [report_models(self.text(model._meta.get_field("problem")))]
             case "proxy.ModelJob":
                 return [{"state": state} for state in ModelJob.State]
+            case "proxy.LimitAlert":
+                text = self.text(model._meta.get_field("body"))
+                return [{"body": {"threshold": 80, "limit": {"text": text}, "text": text}}]
             case "proxy.Delivery":
                 return [{"email": ""}, {"webhook": None}]
             case "proxy.RefusalCount":

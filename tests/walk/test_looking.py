@@ -126,6 +126,25 @@ def test_t7_looking_changes_nothing(world, visits, who):
     assert dump() == before
 
 
+@pytest.mark.parametrize("who", ["stranger", "owner", "root"])
+def test_t12_no_page_is_framed_or_guessed_at(visits, who):
+    for each in visits(who):
+        assert "X-Frame-Options: DENY" in each.text, each.path
+        assert "frame-ancestors 'none'" in each.text, each.path
+        assert "X-Content-Type-Options: nosniff" in each.text, each.path
+
+
+@pytest.mark.parametrize("who", ["stranger", "owner"])
+def test_t12_no_page_sends_one_elsewhere(world, visits, who):
+    client = signed_in(world.people[who])
+    for each in visits(who):
+        if each.of == "theirs" and not each.path.startswith("/admin/") and each.path != "/account/logout/":
+            for elsewhere in ("https://evil.example/", "//evil.example/", "/\\evil.example"):
+                questions = f"?next={elsewhere}&url={elsewhere}&redirect={elsewhere}"
+                location = client.get(each.path + questions).get("Location", "")
+                assert not re.match(r"\s*(https?:)?[/\\]{2}evil|https?://evil", location), each.path
+
+
 # Questions in the address (T2).
 
 
