@@ -28,7 +28,20 @@ from usage.models import Price
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "configuration-as-code.md").read_text(encoding="utf-8")
 EXAMPLE = re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1]
-TABLES = (Tenant, User, Membership, ApiKey, Backend, IPRule, Limit, ModelAlias, DefaultModels, ModelPolicy, Price, PassThroughRoute)
+TABLES = (
+    Tenant,
+    User,
+    Membership,
+    ApiKey,
+    Backend,
+    IPRule,
+    Limit,
+    ModelAlias,
+    DefaultModels,
+    ModelPolicy,
+    Price,
+    PassThroughRoute,
+)
 
 
 class Applied:
