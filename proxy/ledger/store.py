@@ -23,7 +23,8 @@ from django.db import (
 )
 
 from proxy.ledger.rows import AT, COLUMNS, Row
-from usage.rollups import BUCKET, MEASURES, OWNER, SUCCESSES, day_of
+from usage.models.records import SUCCESSES
+from usage.rollups import BUCKET, MEASURES, OWNER, day_of
 
 logger = logging.getLogger(__name__)
 
@@ -129,9 +130,9 @@ class Store:
         for (start, *whose), sums in buckets.items():
             _count(days, (self._day(start), *whose), sums)
         starts = {(self._start(start), *whose): sums for (start, *whose), sums in buckets.items()}
-        for rollup, sums in ((_BUCKETS, starts), (_DAYS, days), (_END_USERS, labelled)):
-            if sums:
-                writer.add(rollup, sums)
+        for rollup, added in ((_BUCKETS, starts), (_DAYS, days), (_END_USERS, labelled)):
+            if added:
+                writer.add(rollup, added)
 
     def _moment(self, epoch: float) -> Any:
         """A time as Django writes it on this database."""
