@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -230,3 +231,141 @@ async def test_s6_a_redis_that_was_never_there_hurts_nobody(clock):
     reservation = await call(limits, rule())
     limits.settle(reservation, Amounts())
     await limits.close()
+
+
+# What gets lost
+
+
+async def again(limits, problem="gone"):
+    """The connection is lost, and there again; the task that keeps it does that by itself, a moment later."""
+    limits._lost(problem)
+    await connected(limits)
+
+
+MANY = rule(**CONCURRENT, amount=5), rule("tokens", "day", id=2, amount=1000), rule("tokens", id=3, amount=1000)
+
+
+@pytest.mark.parametrize("lost", ["the counters", "who holds", "the list of counters", "all", "the scripts"])
+async def test_s6_whatever_redis_evicts_nothing_stays_held_and_no_room_is_made_up(worker, redis_server, lost):
+    limits, other = await worker(), await worker()
+    running = [await reserve(limits, *MANY, tokens=10) for _ in range(3)]
+    with redis_server.client() as client:
+        keys = {
+            "the counters": client.keys("ogw:limit:*"),
+            "who holds": ["ogw:holders"],
+            "the list of counters": ["ogw:counters"],
+            "all": client.keys("ogw:*"),
+            "the scripts": [],
+        }[lost]
+        if keys:
+            client.delete(*keys)
+        else:
+            client.script_flush()
+    if lost != "the scripts":
+        running.append(await reserve(other, *MANY, tokens=10))  # makes anew what it needs
+    for reservation in running[:2]:
+        limits.settle(reservation, Amounts(1))
+    await connected(limits)
+    with suppress(RedisAway):  # by which it notices that Redis forgot it
+        await limits._beat()
+    await connected(limits)
+    await connected(other)
+    known = await other.held()
+    assert all(amount > 0 for amount in known.values()), known
+    for reservation in running[2:]:
+        (other if reservation is running[-1] else limits).settle(reservation, Amounts(1))
+    for each in (limits, other):
+        await connected(each)
+        await each._ask("PING")
+    assert await other.held() == {}
+    for _ in range(5):
+        await reserve(other, MANY[0])
+    with pytest.raises(TooManyRequests):
+        await reserve(other, MANY[0])
+
+
+async def test_s6_what_runs_is_held_again_in_a_redis_that_lost_everything(worker, redis_server):
+    limits = await worker()
+    limit = rule(**CONCURRENT, amount=3)
+    running = [await reserve(limits, limit) for _ in range(3)]
+    redis_server.flush()
+    with pytest.raises(RedisAway):
+        await limits._beat()
+    await again(limits)
+    with pytest.raises(TooManyRequests):
+        await reserve(limits, limit)
+    for reservation in running:
+        limits.settle(reservation, Amounts())
+    await limits._ask("PING")
+    assert await limits.held() == {}
+
+
+@pytest.mark.parametrize("told", ["before Redis stopped", "while it was stopped"])
+async def test_u6_an_end_whose_confirmation_got_lost_counts_once(worker, redis_server, told):
+    limits = await worker()
+    rules = rule("tokens", "day", amount=1000), rule(id=2, amount=10), rule(**CONCURRENT, id=3, amount=2)
+    reservation = await reserve(limits, *rules, tokens=100)
+    if told == "while it was stopped":
+        redis_server.pause()
+    limits.settle(reservation, Amounts(30))
+    if told == "before Redis stopped":
+        with redis_server.client() as client:  # it was carried out, and the answer waits at our end of the socket
+            while client.hget(f"ogw:limit:{reservation.held[0].window.key}", "total") != b"30":
+                pass
+    limits._lost("the connection broke")
+    redis_server.resume()
+    await connected(limits)
+    await limits._ask("PING")
+    assert await limits.held() == {}
+    assert [await limits.total(limit, "") for limit in rules] == [30, 1, 0]
+    assert limits._untold == []
+
+
+async def test_u6_a_reserve_whose_answer_got_lost_holds_nothing(worker, redis_server):
+    limits = await worker()
+    limit = rule("tokens", "day", amount=100)
+    redis_server.pause()
+    asking = asyncio.create_task(reserve(limits, limit, tokens=80))
+    await asyncio.sleep(0)
+    limits._lost("the connection broke")
+    with pytest.raises(RedisAway):
+        await asking
+    redis_server.resume()  # and carries out what it still has in its socket
+    await connected(limits)
+    await limits._ask("PING")
+    assert await limits.held() == {}
+    assert await limits.total(limit, "") == 0
+
+
+async def test_u10_clocks_of_workers_that_differ_end_no_lease(worker, redis_server, clock):
+    """Each judges by how long it has heard nothing, not by what another's clock said."""
+    here, there = await worker(), await worker()
+    limit = rule(**CONCURRENT, amount=1)
+    reservation = await reserve(here, limit)
+    there.clock = lambda: clock.now + 86400
+    for _ in range(3):
+        clock.now += 20
+        await here._beat()
+        assert await there.expire() == 0
+    with pytest.raises(TooManyRequests):
+        await reserve(there, limit)
+    here.settle(reservation, Amounts())
+
+
+async def test_u7_a_redis_that_refuses_to_write_leaves_no_half_of_a_call(worker, redis_server):
+    """Out of memory: a script is carried out as a whole, or not at all."""
+    limits = await worker()
+    running = await reserve(limits, *MANY, tokens=10)
+    with redis_server.client() as client:
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", 1)
+        before = {key: client.hgetall(key) for key in client.keys("ogw:limit:*")}
+        with pytest.raises(RedisAway):
+            await reserve(limits, *MANY, tokens=10)
+        assert {key: client.hgetall(key) for key in client.keys("ogw:limit:*")} == before
+        limits.settle(running, Amounts(7))
+        client.config_set("maxmemory", 0)
+    await connected(limits)
+    await limits._ask("PING")
+    assert await limits.held() == {}
+    assert [await limits.total(limit, "") for limit in MANY] == [0, 7, 7]
