@@ -11,7 +11,7 @@ ROW, BAR = 26, 14
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`share`: of the whole, in percent."""
+    """`share`: of the whole, in percent. `colour`: a class of the style sheet."""
 
     name: str
     what: str
@@ -20,6 +20,10 @@ class Step:
     x: float
     y: int
     width: float
+    colour: str
+
+
+COLOURS = ("series-4", "series-3", "series-7", "series-2", "series-1", "series-other")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,5 +73,14 @@ def _placed(phases: list[tuple[str, str, int]], whole: int, scale: float) -> Ite
     begin = 0
     for number, (name, what, us) in enumerate(phases):
         width = max(us * scale, 1.0) if us else 0.0
-        yield Step(name, what, us, 100 * us / whole, round(LEFT + begin * scale, 2), number * ROW, round(width, 2))
+        yield Step(
+            name,
+            what,
+            us,
+            100 * us / whole,
+            round(LEFT + begin * scale, 2),
+            number * ROW,
+            round(width, 2),
+            COLOURS[number],
+        )
         begin += us

@@ -70,7 +70,8 @@ def figure(totals: Totals, measure: Measure, *, unit: bool = False) -> str:
             text += "\N{NO-BREAK SPACE}" + measure.unit
         elif measure.unit == "%":
             text += "\N{NO-BREAK SPACE}%"
-    return f"{lacking}{approximately(totals) if measure.name in _OF_TOKENS else ''}{text}"
+    sign = approximately(totals).replace(" ", "\N{NO-BREAK SPACE}") if measure.name in _OF_TOKENS else ""
+    return f"{lacking}{sign}{text}"
 
 
 def _number(value: float, measure: Measure) -> str:
