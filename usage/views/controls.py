@@ -73,7 +73,7 @@ def _options(name: str, scope: Scope) -> list[tuple[str, str]]:
         people = User.objects.filter(memberships__tenant=int(scope.slug.removeprefix("tenant-"))).order_by("username")
         found = _few((str(pk), label) for pk, label in people.values_list("pk", "username")[:_MORE])
         return [*found, (NOBODY, "Service keys")] if found else []
-    if name == "tenant":
+    if name == "tenant" and scope.slug == "all":
         tenants = Tenant.objects.order_by("name")
         return _few((str(pk), label) for pk, label in tenants.values_list("pk", "name")[:_MORE])
     return []
