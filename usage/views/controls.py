@@ -59,10 +59,16 @@ def filter_fields(scope: Scope, given: Mapping[str, str], names: Sequence[str], 
     for name in names:
         if name in hidden and not given.get(name):
             continue
-        options = _options(name, scope)
+        value, options = _told_again(name, given.get(name, "")), _options(name, scope)
         suggested = list(models())[:MOST_CHOICES] if name == "model" else []
-        found.append(Field(name, LABELS[name], given.get(name, ""), options, suggested, HINTS.get(name, "")))
+        found.append(Field(name, LABELS[name], value, options, suggested, HINTS.get(name, "")))
     return found
+
+
+def _told_again(name: str, value: str) -> str:
+    """What the address says, as far as it can be a value of the filter."""
+    is_number = name in ("user", "tenant")
+    return value if not is_number or value == NOBODY or (value.isascii() and value.isdigit()) else ""
 
 
 def _options(name: str, scope: Scope) -> list[tuple[str, str]]:
