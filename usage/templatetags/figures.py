@@ -63,7 +63,7 @@ def figure(totals: Totals, measure: Measure, *, unit: bool = False) -> str:
         return "no price" if measure.name == "cost" else "–"
     if measure.unit == "nano":
         text = money(int(value)) if unit else amount(int(value))
-        lacking = "no price + " if totals.unpriced else ""
+        lacking = "no\N{NO-BREAK SPACE}price\N{NO-BREAK SPACE}+ " if totals.unpriced else ""
     else:
         text, lacking = _number(value, measure), ""
         if unit and measure.unit:

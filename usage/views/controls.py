@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import QuerySet
 
 from tenants.models import ApiKey, Tenant, User
 from usage.reports import Scope
@@ -73,21 +76,17 @@ def _told_again(name: str, value: str) -> str:
 
 def _options(name: str, scope: Scope) -> list[tuple[str, str]]:
     if name == "key":
-        keys = ApiKey.objects.filter(scope.rows).order_by("name", "prefix")
-        return _few((prefix, f"{label} ({prefix})") for prefix, label in keys.values_list("prefix", "name")[:_MORE])
+        keys = ApiKey.objects.filter(scope.rows)
+        found = _few(keys, "prefix", "name")
+        return [(prefix, f"{label} ({prefix})") for prefix, label in found]
     if name == "user" and scope.slug.startswith("tenant-"):
-        people = User.objects.filter(memberships__tenant=int(scope.slug.removeprefix("tenant-"))).order_by("username")
-        found = _few((str(pk), label) for pk, label in people.values_list("pk", "username")[:_MORE])
+        found = _few(User.objects.filter(memberships__tenant=int(scope.slug.removeprefix("tenant-"))), "pk", "username")
         return [*found, (NOBODY, "Service keys")] if found else []
-    if name == "tenant" and scope.slug == "all":
-        tenants = Tenant.objects.order_by("name")
-        return _few((str(pk), label) for pk, label in tenants.values_list("pk", "name")[:_MORE])
-    return []
+    return _few(Tenant.objects.all(), "pk", "name") if name == "tenant" else []
 
 
-_MORE = MOST_CHOICES + 1
-
-
-def _few(options: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    found = list(options)
-    return found if len(found) <= MOST_CHOICES else []
+def _few(rows: QuerySet[Any], value: str, label: str) -> list[tuple[str, str]]:
+    """By their labels; none if there are too many to choose from."""
+    # Not sorted by the database, which would sort them all to show some.
+    found = [(str(pk), name) for pk, name in rows.order_by().values_list(value, label)[: MOST_CHOICES + 1]]
+    return sorted(found, key=lambda option: (option[1], option[0])) if len(found) <= MOST_CHOICES else []

@@ -115,10 +115,11 @@ def _cards(report: Report) -> Iterator[Card]:
     chosen_first = dict.fromkeys((report.question.measure.name, *CARDS))
     for name in list(chosen_first)[:MOST_CARDS]:
         measure = MEASURES[name]
+        unit = measure.unit in ("nano", "s", "%")  # the others are in the label
         yield Card(
             measure.label,
-            figure(report.totals, measure, unit=measure.unit not in ("", "tokens")),
-            figure(report.previous, measure, unit=measure.unit not in ("", "tokens")),
+            figure(report.totals, measure, unit=unit),
+            figure(report.previous, measure, unit=unit),
             difference(measure.of(report.totals), measure.of(report.previous)),
         )
 
