@@ -57,7 +57,7 @@ async def main() -> int:
                             trials.append(await revocations.trial())
                         wrong = await revocations.check_records(trials)
                     rows[state] = row(trials, wrong, options.workers)
-                    bad += any(rows[state][-4:])
+                    bad += any(rows[state][-4:-1])
                     for text in [fault for trial in trials for fault in trial.faults][:3] + wrong[:3]:
                         print(f"\n    {text}")
                 bar(total, total, began, "")

@@ -75,7 +75,7 @@ class Revocations:
         before, self.clients = self.clients, []
         async with asyncio.timeout(PATIENCE):
             while before or min(asked.values()) < each:
-                client = before.pop() if before else self.gateway.client()
+                client = before.pop() if before else self.gateway.client(limits=httpx.Limits(keepalive_expiry=None))
                 _, worker = await self._until(client, key, 200)
                 if asked[worker] >= each:
                     await client.aclose()

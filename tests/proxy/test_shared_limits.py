@@ -352,6 +352,16 @@ async def test_u10_clocks_of_workers_that_differ_end_no_lease(worker, redis_serv
     here.settle(reservation, Amounts())
 
 
+async def test_u10_no_counter_ends_by_the_clock_of_redis(worker, redis_server):
+    """Which may be set. What it is told to forget by itself is a backstop, weeks away."""
+    limits = await worker()
+    await reserve(limits, *MANY, rule("requests", "minute", id=4), rule(id=5, seconds=1), tokens=10)
+    with redis_server.client() as client:
+        lives = {key: client.ttl(key) for key in client.keys("ogw:*")}
+    assert len(lives) == 7
+    assert all(seconds == -1 or seconds >= 40 * 86400 for seconds in lives.values()), lives
+
+
 async def test_u7_a_redis_that_refuses_to_write_leaves_no_half_of_a_call(worker, redis_server):
     """Out of memory: a script is carried out as a whole, or not at all."""
     limits = await worker()
