@@ -290,3 +290,14 @@ def test_prices_of_0_are_not_no_price(client, key):
     rebuild()
     assert "no price" not in table_of(page_of(client, "usage", range="today"), "Sums")[1]
     assert Price.objects.count() == 0
+
+
+@pytest.mark.parametrize("page", ["usage", "requests"])
+@pytest.mark.parametrize("field", ["tenant", "user", "key"])
+@pytest.mark.parametrize("of", ["tenant", "mine"])
+def test_t1_fields_to_choose_from_tell_no_names_of_others(client, owner, key, page, field, of):
+    stranger = make_user("a-stranger", tenant=make_tenant("a-stranger"))
+    foreign = make_key(stranger.tenants.get(), "a-stranger", user=stranger).row
+    scope = "mine" if of == "mine" else f"tenant-{owner.tenants.get().pk}"
+    for value in (str(foreign.tenant_id), str(stranger.pk), foreign.prefix, "x"):
+        assert "a-stranger" not in page_of(client, page, of=scope, **{field: value})

@@ -62,7 +62,9 @@ def filter_fields(scope: Scope, given: Mapping[str, str], names: Sequence[str], 
     for name in names:
         if name in hidden and not given.get(name):
             continue
-        value, options = _told_again(name, given.get(name, "")), _options(name, scope)
+        value = _told_again(name, given.get(name, ""))
+        # Of what is not this scope's to choose, no names are told (T1); but that it is asked can be seen.
+        options = [] if name in hidden else _options(name, scope)
         suggested = list(models())[:MOST_CHOICES] if name == "model" else []
         found.append(Field(name, LABELS[name], value, options, suggested, HINTS.get(name, "")))
     return found
