@@ -226,7 +226,7 @@ def test_t3_each_table_needs_a_permission_of_its_own(world):
             for page in pages():
                 if page.model is model and page.name:
                     found = visit(client, page, page.paths(world.theirs)[0], "theirs")
-                    assert found.status == 403, f"{found.path} opens without a permission for {name}"
+                    assert found.status in (403, 405), f"{found.path} opens without a permission for {name}"
                     assert THEIRS not in found.text
                     opened += 1
     assert opened > 100
