@@ -58,11 +58,11 @@ class Trial:
 class Revocations:
     """Trials on one gateway of several workers, over connections to each of them."""
 
-    def __init__(self, gateway: Gateway, fake: FakeProcess, streams: int) -> None:
+    def __init__(self, gateway: Gateway, fake: FakeProcess | None = None, streams: int = 0) -> None:
         self.gateway = gateway
-        # No stream ends by itself before the key is withdrawn.
-        fault = {"path": list(STREAMS), "infinite": True, "tokens_per_second": 20}
-        httpx.post(f"{fake.url}/_fake/faults", json=fault, trust_env=False).raise_for_status()
+        if fake is not None:  # whose streams do not end by themselves before the key is withdrawn
+            fault = {"path": list(STREAMS), "infinite": True, "tokens_per_second": 20}
+            httpx.post(f"{fake.url}/_fake/faults", json=fault, trust_env=False).raise_for_status()
         self.streams = streams
         self.clients: list[httpx.AsyncClient] = []
         self._worker_of: dict[int, int] = {}
