@@ -12,6 +12,10 @@ _WATT_SECONDS_PER_KWH = 3_600_000
 _SHARES = _PER_MILLION * _WATT_SECONDS_PER_KWH
 
 
+# A million of the currency for one call. Beyond it a price is a slip, and sums of such costs would leave their column.
+MAX_COST = 10**15
+
+
 @dataclass(frozen=True, slots=True)
 class PriceRow:
     """One row of usage.Price. `model` is a canonical name or a pattern, in lower case; `backend` may be empty."""
@@ -36,6 +40,11 @@ def cost_nano(price: PriceRow, prompt_tokens: int, completion_tokens: int, gpu_u
     per_million = prompt_tokens * price.input_nano + completion_tokens * price.output_nano
     per_million += gpu_us * price.gpu_second_nano
     return _rounded(per_million * _WATT_SECONDS_PER_KWH + gpu_us * price.watts * price.kwh_nano)
+
+
+def charged(price: PriceRow | None, prompt_tokens: int, completion_tokens: int, gpu_us: int) -> int | None:
+    """What stands on the record of a call; None without a price."""
+    return None if price is None else min(cost_nano(price, prompt_tokens, completion_tokens, gpu_us), MAX_COST)
 
 
 def _rounded(shares: int) -> int:

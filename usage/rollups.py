@@ -1,8 +1,9 @@
 """The periods that records are summed by, and whether the sums are still right (threats U9, U11)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from operator import add
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -11,16 +12,19 @@ from django.db import connections, transaction
 from django.db.models import Count, IntegerField, Min, Model, Q, QuerySet, Sum
 from django.db.models.functions import Cast, Coalesce, ExtractMinute, TruncHour
 
-from usage.models import DailyUsage, EndUserUsage, Retention, UsageBucket, UsageRecord
+from usage.models import DailyTotal, DailyUsage, EndUserUsage, Retention, UsageBucket, UsageRecord
 from usage.models.records import SUCCESSES
 
 BUCKET = timedelta(minutes=15)
 OWNER = ("tenant_id", "user_id", "api_key_id", "model", "backend")
+# dimension of DailyTotal → place of its value in OWNER; all calls of a day have neither
+DIMENSIONS = {"": None, "tenant": 0, "user": 1, "key": 2, "model": 3, "backend": 4}
 # table → its period, and what its rows are told apart by
 TABLES: dict[type[Model], tuple[str, tuple[str, ...]]] = {
     UsageBucket: ("start", OWNER),
     DailyUsage: ("day", OWNER),
     EndUserUsage: ("day", (*OWNER, "end_user")),
+    DailyTotal: ("day", ("dimension", "value")),
 }
 
 # measure → what it is the sum of
@@ -47,15 +51,17 @@ class Difference:
 
     table: str
     period: datetime | date
-    tenant_id: int
-    user_id: int | None
-    api_key_id: int
-    model: str
-    backend: str
-    end_user: str
     measure: str
     records: int
     rolled_up: int
+    tenant_id: int | None = None
+    user_id: int | None = None
+    api_key_id: int | None = None
+    model: str = ""
+    backend: str = ""
+    end_user: str = ""
+    dimension: str = ""
+    value: str = ""
 
 
 def bucket_start(at: datetime) -> datetime:
@@ -86,14 +92,15 @@ def rebuild(using: str = "default", days: Iterable[date] | None = None) -> None:
     """Makes the roll-ups of these days anew, by default of all days whose records are complete."""
     zone = reporting_zone()
     with transaction.atomic(using=using):
-        _keep_writers_out(using)
+        keep_writers_out(using)
         for day in days_with_data(using) if days is None else days:
+            records = _summed(day, zone, using)
             for table, (period, owner) in TABLES.items():
                 _rows_of(table, day, zone, using).delete()
                 table._default_manager.using(using).bulk_create(
                     (
                         table(**{period: key[0]}, **dict(zip(owner, key[1:], strict=True)), **_named(sums))
-                        for key, sums in _summed(table, day, zone, using).items()
+                        for key, sums in records[table].items()
                     ),
                     batch_size=500,
                 )
@@ -119,13 +126,13 @@ def differences_of(day: date, using: str) -> list[Difference]:
 
 def _compared(day: date, using: str) -> list[Difference]:
     zone, found = reporting_zone(), []
+    summed = _summed(day, zone, using)
     for table, (_, owner) in TABLES.items():
-        no_label = () if "end_user" in owner else ("",)
-        rolled_up, records = _rolled_up(table, day, zone, using), _summed(table, day, zone, using)
+        rolled_up, records = _rolled_up(table, day, zone, using), summed[table]
         for key in rolled_up.keys() | records.keys():
             pairs = zip(_named(records.get(key)).items(), _named(rolled_up.get(key)).values(), strict=True)
             found += [
-                Difference(table.__name__, *key, *no_label, measure, expected, kept)
+                Difference(table.__name__, key[0], measure, expected, kept, **dict(zip(owner, key[1:], strict=True)))
                 for (measure, expected), kept in pairs
                 if expected != kept
             ]
@@ -138,28 +145,52 @@ def _rolled_up(table: type[Model], day: date, zone: ZoneInfo, using: str) -> Sum
     return {row[: 1 + len(owner)]: row[1 + len(owner) :] for row in rows}
 
 
-def _summed(table: type[Model], day: date, zone: ZoneInfo, using: str) -> Sums:
-    """What the records of a day add up to, in the periods of the table."""
-    records = _within(UsageRecord.objects.using(using), "started_at", day, zone)
-    sums = {f"sum_{measure}": expression for measure, expression in MEASURES.items()}
-    owner = TABLES[table][1]
-    if table is not UsageBucket:
-        if table is EndUserUsage:
-            records = records.exclude(end_user="")
-        return {
-            (day, *row[: len(owner)]): row[len(owner) :]
-            for row in records.order_by().values(*owner).annotate(**sums).values_list(*owner, *sums)
-        }
+def _summed(day: date, zone: ZoneInfo, using: str) -> dict[type[Model], Sums]:
+    """What the records of a day add up to, in the periods of each table."""
+    records = _within(UsageRecord.objects.using(using), "started_at", day, zone).order_by()
+    buckets = _of_buckets(records)
+    days = added_up(((day, *owner), sums) for (_, *owner), sums in buckets.items())
+    labelled = _grouped(records.exclude(end_user=""), TABLES[EndUserUsage][1])
+    return {
+        UsageBucket: buckets,
+        DailyUsage: days,
+        EndUserUsage: {(day, *owner): sums for owner, sums in labelled.items()},
+        DailyTotal: totals_of(days),
+    }
+
+
+def _of_buckets(records: QuerySet) -> Sums:
     quarters = records.annotate(
         hour=TruncHour("started_at", tzinfo=UTC),
         # Cast: PostgreSQL extracts a numeric, which would divide with decimals.
         quarter=Cast(ExtractMinute("started_at", tzinfo=UTC), IntegerField()) / 15,
     )
-    names = ("hour", "quarter", *owner)
-    return {
-        (row[0] + row[1] * BUCKET, *row[2 : len(names)]): row[len(names) :]
-        for row in quarters.order_by().values(*names).annotate(**sums).values_list(*names, *sums)
-    }
+    found = _grouped(quarters, ("hour", "quarter", *OWNER))
+    return {(hour + quarter * BUCKET, *owner): sums for (hour, quarter, *owner), sums in found.items()}
+
+
+def _grouped(records: QuerySet, names: Sequence[str]) -> Sums:
+    sums = {f"sum_{measure}": expression for measure, expression in MEASURES.items()}
+    rows = records.values(*names).annotate(**sums).values_list(*names, *sums)
+    return {row[: len(names)]: tuple(map(int, row[len(names) :])) for row in rows}
+
+
+def added_up(parts: Iterable[tuple[tuple[Any, ...], Sequence[int]]]) -> Sums:
+    """The sums of each key together."""
+    found: Sums = {}
+    for key, sums in parts:
+        before = found.get(key)
+        found[key] = tuple(map(add, before, sums)) if before else tuple(sums)
+    return found
+
+
+def totals_of(days: Mapping[tuple[Any, ...], Sequence[int]]) -> Sums:
+    """(day, owner) → sums, as (day, dimension, value) → sums."""
+    return added_up(
+        ((day, dimension, "" if place is None or owner[place] is None else str(owner[place])), sums)
+        for (day, *owner), sums in days.items()
+        for dimension, place in DIMENSIONS.items()
+    )
 
 
 def _rows_of(table: type[Model], day: date, zone: ZoneInfo, using: str) -> QuerySet:
@@ -212,7 +243,7 @@ class _RepeatableRead(transaction.Atomic):
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
 
 
-def _keep_writers_out(using: str) -> None:
+def keep_writers_out(using: str) -> None:
     """On SQLite the transaction itself does."""
     connection = connections[using]
     if connection.vendor == "postgresql":

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from proxy.call import Call
-from usage.costs import PriceRow, cost_nano
+from usage.costs import PriceRow, charged
 
 COLUMNS = (
     "id", "client_request_id", "started_at", "finished_at",
@@ -21,9 +21,6 @@ Row = list[Any]
 """Values in the order of COLUMNS; times are epoch seconds, the id is 32 hex digits."""
 
 AT = {name: position for position, name in enumerate(COLUMNS)}
-
-# A million of the currency for one call. Beyond it a price is a slip, and sums of such costs would leave their column.
-MAX_COST = 10**15
 
 
 def opened(call: Call, currency: str) -> Row:
@@ -93,10 +90,7 @@ def interrupted(row: Row, price: PriceRow | None, progress: tuple[float, int, in
 
 def cost_of(row: Row, price: PriceRow | None) -> int | None:
     """Cost in nano-units of the tokens and the GPU time on a row; None without a price."""
-    if price is None:
-        return None
-    gpu_us = row[23] + row[24] + row[25]
-    return min(cost_nano(price, row[29], row[30], gpu_us), MAX_COST)
+    return charged(price, row[29], row[30], row[23] + row[24] + row[25])
 
 
 def price_entry(price: PriceRow | None) -> list[Any] | None:

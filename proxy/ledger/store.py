@@ -1,7 +1,7 @@
 """Rows into the database, each exactly once, with their sums in the same transaction. Runs in the ledger's thread."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ from django.db import (
 
 from proxy.ledger.rows import AT, COLUMNS, Row
 from usage.models.records import SUCCESSES
-from usage.rollups import BUCKET, MEASURES, OWNER, day_of
+from usage.rollups import BUCKET, MEASURES, OWNER, day_of, totals_of
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ _SUCCESSES = frozenset(SUCCESSES)
 _STARTED, _FINISHED, _ESTIMATED = AT["started_at"], AT["finished_at"], AT["estimated"]
 
 # What tells rows of a roll-up apart → sums, in the order of _SUMS.
-Sums = dict[tuple[Any, ...], list[int]]
+Sums = Mapping[tuple[Any, ...], Sequence[int]]
+_Counts = dict[tuple[Any, ...], list[int]]
 
 
 class Store:
@@ -105,8 +106,8 @@ class Store:
         return used
 
     def _add_sums(self, writer: "_Writer", rows: Iterable[Row]) -> None:
-        buckets: Sums = {}
-        labelled: Sums = {}
+        buckets: _Counts = {}
+        labelled: _Counts = {}
         for row in rows:
             start = int(row[_STARTED]) // _BUCKET_SECONDS * _BUCKET_SECONDS
             owner = (start, row[4], row[6], row[9], row[13], row[11])
@@ -126,11 +127,13 @@ class Store:
             _count(buckets, owner, values)
             if row[8]:
                 _count(labelled, (self._day(start), *owner[1:], row[8]), values)
-        days: Sums = {}
+        days: _Counts = {}
         for (start, *whose), sums in buckets.items():
             _count(days, (self._day(start), *whose), sums)
         starts = {(self._start(start), *whose): sums for (start, *whose), sums in buckets.items()}
-        for rollup, added in ((_BUCKETS, starts), (_DAYS, days), (_END_USERS, labelled)):
+        # The totals last: all workers add to the same few rows, and wait for whoever has them to commit.
+        rollups = ((_BUCKETS, starts), (_DAYS, days), (_END_USERS, labelled), (_TOTALS, totals_of(days)))
+        for rollup, added in rollups:
             if added:
                 writer.add(rollup, added)
 
@@ -165,7 +168,7 @@ def _is_fault_of_row(exc: Exception) -> bool:
     return not isinstance(exc, ProgrammingError) or not getattr(exc.__cause__, "sqlstate", None)
 
 
-def _count(sums: Sums, owner: tuple[Any, ...], values: Sequence[int]) -> None:
+def _count(sums: _Counts, owner: tuple[Any, ...], values: Sequence[int]) -> None:
     found = sums.get(owner)
     if found is None:
         found = sums[owner] = [0] * len(_SUMS)
@@ -175,27 +178,28 @@ def _count(sums: Sums, owner: tuple[Any, ...], values: Sequence[int]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Rollup:
-    """`more`: columns that tell its rows apart besides the period and the owner."""
+    """`owner`: what its rows are told apart by, the period first. `unique`: the same, as its constraint has it."""
 
     table: str
-    period: str
-    more: tuple[str, ...] = ()
+    owner: tuple[str, ...]
+    unique: str
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (self.period, *OWNER, *self.more, *_SUMS)
+        return (*self.owner, *_SUMS)
 
     @property
     def adding(self) -> str:
         """What an INSERT into it ends with."""
-        owner = "tenant_id, api_key_id, coalesce(user_id, 0), model, backend"
         sums = ", ".join(f"{name} = {self.table}.{name} + excluded.{name}" for name in _SUMS)
-        return f"ON CONFLICT ({', '.join((self.period, owner, *self.more))}) DO UPDATE SET {sums}"
+        return f"ON CONFLICT ({self.unique}) DO UPDATE SET {sums}"
 
 
-_BUCKETS = _Rollup("usage_usagebucket", "start")
-_DAYS = _Rollup("usage_dailyusage", "day")
-_END_USERS = _Rollup("usage_enduserusage", "day", ("end_user",))
+_UNIQUE = "tenant_id, api_key_id, coalesce(user_id, 0), model, backend"
+_BUCKETS = _Rollup("usage_usagebucket", ("start", *OWNER), f"start, {_UNIQUE}")
+_DAYS = _Rollup("usage_dailyusage", ("day", *OWNER), f"day, {_UNIQUE}")
+_END_USERS = _Rollup("usage_enduserusage", ("day", *OWNER, "end_user"), f"day, {_UNIQUE}, end_user")
+_TOTALS = _Rollup("usage_dailytotal", ("day", "dimension", "value"), "dimension, day, value")
 
 
 class _Writer:
@@ -279,7 +283,7 @@ _INCOMING = "".join(
     f"AS SELECT {', '.join(columns)} FROM {table} WITH NO DATA;"
     for table, columns in (
         ("usage_usagerecord", COLUMNS),
-        *((rollup.table, rollup.columns) for rollup in (_BUCKETS, _DAYS, _END_USERS)),
+        *((rollup.table, rollup.columns) for rollup in (_BUCKETS, _DAYS, _END_USERS, _TOTALS)),
     )
 )
 
@@ -304,7 +308,7 @@ class _PostgresqlWriter(_Writer):
         with self.cursor.copy(f"COPY {rollup.table}_incoming ({names}) FROM STDIN") as copy:
             for owner, numbers in sums.items():
                 copy.write_row((*owner, *numbers))
-        order = ", ".join((rollup.period, *OWNER, *rollup.more))
+        order = ", ".join(rollup.owner)
         self.cursor.execute(
             f"INSERT INTO {rollup.table} ({names}) SELECT {names} FROM {rollup.table}_incoming "  # noqa: S608
             f"ORDER BY {order} {rollup.adding}"

@@ -18,7 +18,7 @@ from tests.conftest import default_connection
 from tests.factories import make_key
 from tests.proxy.spooled import NOON, make_row, value
 from usage.models import DailyUsage, UsageBucket, UsageRecord
-from usage.rollups import reconcile
+from usage.rollups import TABLES, reconcile
 
 
 @pytest.fixture
@@ -136,6 +136,7 @@ CALLS = st.fixed_dictionaries(
         "user_id": st.sampled_from([None, 1, 2]),
         "model": st.sampled_from(["a:latest", "b:latest"]),
         "backend": st.sampled_from(["", "one", "two"]),
+        "end_user": st.sampled_from(["", "", "a label"]),
         "outcome": st.sampled_from(["ok", "failed", "interrupted", "cached", "cut"]),
         "prompt_tokens": st.integers(0, 10**6),
         "completion_tokens": st.integers(0, 10**6),
@@ -154,7 +155,7 @@ CALLS = st.fixed_dictionaries(
 @given(calls=st.lists(CALLS, min_size=1, max_size=20), order=st.lists(st.lists(st.integers(0, 19)), max_size=6))
 def test_u11_roll_ups_equal_records_whatever_is_replayed(row, tmp_path, settings, zone, calls, order):
     settings.TIME_ZONE = zone
-    for table in (UsageRecord, UsageBucket, DailyUsage):
+    for table in (UsageRecord, *TABLES):
         table.objects.all().delete()
     store = Store(zone, tmp_path / "quarantine.jsonl")
     rows = [row(**fields) for fields in calls]

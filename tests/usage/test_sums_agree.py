@@ -217,3 +217,19 @@ def check_headers(zone, cast, calls, day):
             limit = ("tenant", cast.tenant.pk, None, None, rule(metric, window, id=1))
             used = recorded.read([limit], zone.key, noon, "default")
             assert sum(used.values()) == amount, (window, metric)
+
+
+@pytest.mark.parametrize("zone", ZONES[2:3], indirect=True)
+def test_all_tenants_together_are_the_sum_of_each(zone, cast, calls, tmp_path):
+    """Their days have a roll-up of their own: whatever is asked, it answers as the one of each tenant's does."""
+    Store(zone.key, tmp_path / "quarantine.jsonl").add(calls)
+    together, each = Scope("all", "all", Q()), Scope("each", "each", Q(tenant__gt=0))
+    for by in reports.BY:
+        for first, last in (SPANS[1], (CLOSELY[3], CLOSELY[3])):
+            for per, top in (("day", 1), ("month", 2), ("month", 8)):
+                if by == "hour" and first != last:
+                    continue
+                question = ask(by=by, first=first, last=last, per=per, top=top)
+                one, other = reports.report(together, question), reports.report(each, question)
+                assert (one.totals, one.previous, one.periods) == (other.totals, other.previous, other.periods)
+                assert (one.groups, one.others) == (other.groups, other.others)

@@ -1,5 +1,16 @@
 from usage.models.prices import Price
 from usage.models.records import Outcome, UsageRecord
-from usage.models.rollups import DailyUsage, EndUserUsage, Retention, UsageBucket
+from usage.models.reratings import Rerating
+from usage.models.rollups import DailyTotal, DailyUsage, EndUserUsage, Retention, UsageBucket
 
-__all__ = ["DailyUsage", "EndUserUsage", "Outcome", "Price", "Retention", "UsageBucket", "UsageRecord"]
+__all__ = [
+    "DailyTotal",
+    "DailyUsage",
+    "EndUserUsage",
+    "Outcome",
+    "Price",
+    "Rerating",
+    "Retention",
+    "UsageBucket",
+    "UsageRecord",
+]

@@ -10,7 +10,7 @@ from django.db.models import Case, IntegerField, Q, QuerySet, Value, When
 from django.utils import timezone
 
 from tenants.models import ApiKey, Tenant, User
-from usage.models import DailyUsage, EndUserUsage, UsageBucket
+from usage.models import DailyTotal, DailyUsage, EndUserUsage, UsageBucket
 from usage.reports.hours import hour_of, hours_of
 from usage.reports.questions import DAY, HOUR, MONTH, NOBODY, PERIODS, Question
 from usage.reports.ranges import Range, days_of, month_ends, months_of
@@ -29,6 +29,7 @@ GONE = "One that is gone"
 
 Start = date | datetime
 ByStart = Mapping[Start, Totals]
+Rows = QuerySet[Any, Any]
 # What a group is told by: a name, or the number of a row; None where a call has no user.
 Key = str | int | None
 
@@ -77,13 +78,12 @@ class Report:
 
 def report(scope: Scope, question: Question) -> Report:
     zone, as_of = reporting_zone(), timezone.now()
-    rows = scope.rows & question.filters.rows()
+    source = _source(scope, question)
     if question.by in PERIODS:
-        sums = _by_start(rows, question)
-        groups, others = (), 0
-        previous = _totals(rows, question)
+        sums, groups, others = source.by_start(), (), 0
+        previous = source.total(question.range.previous)
     else:
-        groups, others = _groups(rows, question)
+        groups, others = _groups(source)
         parts = zip(*(group.periods for group in groups), strict=True)
         sums = dict(zip(_starts(question), map(added, parts), strict=False))
         previous = added(group.previous for group in groups)
@@ -92,14 +92,15 @@ def report(scope: Scope, question: Question) -> Report:
     return Report(question, scope, zone.key, as_of, totals, previous, periods, groups, others)
 
 
-def _groups(rows: Q, question: Question) -> tuple[tuple[Group, ...], int]:
+def _groups(source: "_Source") -> tuple[tuple[Group, ...], int]:
     """The groups that are named, then Other; and how many others there are."""
-    found, before = _by_key(rows, question, question.range), _by_key(rows, question, question.range.previous)
+    question = source.question
+    found, before = source.by_key(question.range), source.by_key(question.range.previous)
     ranked = sorted(found, key=lambda key: (-_rank(found[key], question), str(key)))
     # A single other one is as short as "Other".
     named = ranked if len(ranked) <= question.top + 1 else ranked[: question.top]
     rest = ranked[len(named) :]
-    *sums, others = _by_key_and_start(rows, question, named)
+    *sums, others = source.by_key_and_start(named)
     label_of, starts = _labels(question.by, named), _starts(question)
     groups = [
         Group(label, value, found[key], before.pop(key, Totals()), _in_order(by_start, starts), prefix)
@@ -126,73 +127,141 @@ def _in_order(sums: ByStart, starts: Iterable[Start]) -> tuple[Totals, ...]:
 # The questions to the database.
 
 
-def _rows(rows: Q, question: Question, asked: Range, *, labelled: bool | None = None) -> QuerySet[Any, Any]:
-    if question.per == HOUR:
+def _source(scope: Scope, question: Question) -> "_Source":
+    rows = scope.rows & question.filters.rows()
+    if question.by == "end_user" or question.filters.end_user:
+        return _OfEndUsers(question, rows)
+    return _OfAllTenants(question, rows) if not rows and question.per != HOUR else _Source(question, rows)
+
+
+class _Source:
+    """The roll-ups of quarters and days. What is asked of a range as a whole is asked of the days."""
+
+    def __init__(self, question: Question, rows: Q) -> None:
+        self.question = question
+        self.rows = rows
+
+    @property
+    def column(self) -> str:
+        return _COLUMN[self.question.by]
+
+    def key(self, value: Any) -> Key:
+        """Of what stands in the column."""
+        return value
+
+    def everything(self, asked: Range) -> Rows:
+        return DailyUsage.objects.filter(self.rows, **_between(asked)).order_by()
+
+    def grouped(self, asked: Range) -> Rows:
+        """What has the column."""
+        return self.everything(asked)
+
+    def in_periods(self) -> Rows:
+        asked = self.question.range
+        if self.question.per != HOUR:
+            return self.grouped(asked)
         zone = reporting_zone()
         begin, end = day_begins(asked.first, zone), day_begins(asked.last + timedelta(days=1), zone)
-        return UsageBucket.objects.filter(rows, start__gte=begin, start__lt=end).order_by()
-    if labelled is None:
-        labelled = question.by == "end_user" or bool(question.filters.end_user)
-    table = EndUserUsage if labelled else DailyUsage
-    return table.objects.filter(rows, day__gte=asked.first, day__lte=asked.last).order_by()
+        return UsageBucket.objects.filter(self.rows, start__gte=begin, start__lt=end).order_by()
+
+    def total(self, asked: Range) -> Totals:
+        return Totals.of(self.everything(asked).aggregate(**SUMS))
+
+    def by_start(self) -> ByStart:
+        hours = self.question.per == HOUR
+        rows = self.in_periods() if hours else self.everything(self.question.range)
+        name = "start" if hours else "day"
+        return _folded(((row[name], Totals.of(row)) for row in rows.values(name).annotate(**SUMS)), self.question)
+
+    def by_key(self, asked: Range) -> dict[Key, Totals]:
+        column = self.column
+        return {self.key(row[column]): Totals.of(row) for row in self.grouped(asked).values(column).annotate(**SUMS)}
+
+    def by_key_and_start(self, named: list[Key]) -> list[ByStart]:
+        """One for each of the named keys, and one for all others."""
+        name = "start" if self.question.per == HOUR else "day"
+        # Numbered by the database, so that it does not send one by one what is only added up.
+        number = Case(
+            *(When(_is(self.column, key), then=Value(position)) for position, key in enumerate(named)),
+            default=Value(len(named)),
+            output_field=IntegerField(),
+        )
+        summed = self.in_periods().annotate(number=number).values("number", name).annotate(**SUMS)
+        found: list[list[tuple[Start, Totals]]] = [[] for _ in range(len(named) + 1)]
+        for row in summed:
+            found[row["number"]].append((row[name], Totals.of(row)))
+        return [_folded(sums, self.question) for sums in found]
 
 
-def _totals(rows: Q, question: Question) -> Totals:
-    return Totals.of(_rows(rows, question, question.range.previous).aggregate(**SUMS))
+class _OfEndUsers(_Source):
+    """Their roll-up has no row for calls without a label: those are what is left of all calls."""
 
+    def everything(self, asked: Range) -> Rows:
+        return self.grouped(asked) if self.question.filters.end_user else super().everything(asked)
 
-def _by_start(rows: Q, question: Question, *, labelled: bool | None = None) -> ByStart:
-    name = _start_column(question)
-    summed = _rows(rows, question, question.range, labelled=labelled).values(name).annotate(**SUMS)
-    return _folded(((row[name], Totals.of(row)) for row in summed), question)
+    def grouped(self, asked: Range) -> Rows:
+        return EndUserUsage.objects.filter(self.rows, **_between(asked)).order_by()
 
-
-def _by_key(rows: Q, question: Question, asked: Range) -> dict[Key, Totals]:
-    column = _COLUMN[question.by]
-    summed = _rows(rows, question, asked).values(column).annotate(**SUMS)
-    found: dict[Key, Totals] = {row[column]: Totals.of(row) for row in summed}
-    if _has_unlabelled(question):
-        everything = Totals.of(_rows(rows, question, asked, labelled=False).aggregate(**SUMS))
-        unlabelled = everything - added(found.values())
-        if unlabelled.requests:
+    def by_key(self, asked: Range) -> dict[Key, Totals]:
+        found = super().by_key(asked)
+        if not self.question.filters.end_user and (unlabelled := self.total(asked) - added(found.values())).requests:
             found[NO_LABEL] = unlabelled
-    return found
+        return found
+
+    def by_key_and_start(self, named: list[Key]) -> list[ByStart]:
+        found = super().by_key_and_start(named)
+        if not self.question.filters.end_user:
+            place = named.index(NO_LABEL) if NO_LABEL in named else len(named)
+            found[place] = _plus(found[place], _less(self.by_start(), found))
+        return found
 
 
-def _by_key_and_start(rows: Q, question: Question, named: list[Key]) -> list[ByStart]:
-    """One for each of the named keys, and one for all others."""
-    column, name = _COLUMN[question.by], _start_column(question)
-    # Numbered by the database, so that it does not send one by one what is only added up.
-    number = Case(
-        *(When(_is(column, key), then=Value(position)) for position, key in enumerate(named)),
-        default=Value(len(named)),
-        output_field=IntegerField(),
-    )
-    summed = _rows(rows, question, question.range).annotate(number=number).values("number", name).annotate(**SUMS)
-    found: list[list[tuple[Start, Totals]]] = [[] for _ in range(len(named) + 1)]
-    for row in summed:
-        found[row["number"]].append((row[name], Totals.of(row)))
-    if _has_unlabelled(question):
-        unlabelled = named.index(NO_LABEL) if NO_LABEL in named else len(named)
-        labelled = [(start, Totals() - totals) for sums in found for start, totals in sums]
-        found[unlabelled] += [*_by_start(rows, question, labelled=False).items(), *labelled]
-    return [_folded(sums, question) for sums in found]
+class _OfAllTenants(_Source):
+    """Days of all tenants, by one thing: a roll-up of its own, since their rows are too many to be added up."""
+
+    column = "value"
+
+    def key(self, value: Any) -> Key:
+        return value if self.question.by in ("model", "backend") else int(value) if value else None
+
+    def everything(self, asked: Range) -> Rows:
+        return DailyTotal.objects.filter(dimension="", **_between(asked)).order_by()
+
+    def grouped(self, asked: Range) -> Rows:
+        return DailyTotal.objects.filter(dimension=self.question.by, **_between(asked)).order_by()
+
+    def by_key_and_start(self, named: list[Key]) -> list[ByStart]:
+        place = {"" if key is None else str(key): number for number, key in enumerate(named)}
+        rows = self.grouped(self.question.range).filter(value__in=place)
+        found: list[list[tuple[Start, Totals]]] = [[] for _ in named]
+        for row in rows.values("value", "day").annotate(**SUMS):
+            found[place[row["value"]]].append((row["day"], Totals.of(row)))
+        sums = [_folded(parts, self.question) for parts in found]
+        return [*sums, _less(self.by_start(), sums)]
 
 
-def _has_unlabelled(question: Question) -> bool:
-    """The table of labels has no row for calls without one: they are what is left of all calls."""
-    return question.by == "end_user" and not question.filters.end_user
+def _between(asked: Range) -> dict[str, date]:
+    return {"day__gte": asked.first, "day__lte": asked.last}
 
 
 def _is(column: str, key: Key) -> Q:
     return Q(**{f"{column}__isnull": True}) if key is None else Q(**{column: key})
 
 
+def _less(sums: ByStart, parts: Iterable[ByStart]) -> ByStart:
+    """What is left of sums without their parts."""
+    left = dict(sums)
+    for part in parts:
+        for start, totals in part.items():
+            left[start] = left.get(start, Totals()) - totals
+    return left
+
+
+def _plus(sums: ByStart, more: ByStart) -> ByStart:
+    return {start: sums.get(start, Totals()) + more.get(start, Totals()) for start in {*sums, *more}}
+
+
 # Periods.
-
-
-def _start_column(question: Question) -> str:
-    return "start" if question.per == HOUR else "day"
 
 
 def _folded(sums: Iterable[tuple[Any, Totals]], question: Question) -> ByStart:

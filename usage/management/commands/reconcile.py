@@ -35,12 +35,20 @@ class Command(AdministrationCommand):
 
 def listed(differences: list[Difference]) -> str:
     lines = [
-        f"{found.table} {found.period} tenant {found.tenant_id} key {found.api_key_id} user {found.user_id} "
-        f"{found.model!r} {found.backend!r}: {found.measure} is {found.rolled_up}, records say {found.records}"
+        f"{found.table} {found.period} {whose(found)}: "
+        f"{found.measure} is {found.rolled_up}, records say {found.records}"
         for found in differences[:SHOWN]
     ]
     rest = len(differences) - SHOWN
     return "\n".join([*lines, f"… and {rest} more; --json lists all."] if rest > 0 else lines)
+
+
+def whose(found: Difference) -> str:
+    if found.table == "DailyTotal":
+        return f"{found.dimension} {found.value!r}" if found.dimension else "all calls"
+    label = f" end user {found.end_user!r}" if found.end_user else ""
+    key = f"tenant {found.tenant_id} key {found.api_key_id} user {found.user_id}"
+    return f"{key} {found.model!r} {found.backend!r}{label}"
 
 
 def day(difference: Difference) -> Any:
