@@ -17,7 +17,7 @@ from django.utils.dateparse import parse_date, parse_datetime
 
 from tenants.models import ApiKey
 from usage.models import Outcome, UsageRecord
-from usage.reports.questions import FIRST_YEAR, LAST_YEAR, NOBODY, BadQuestion, number, text
+from usage.reports.questions import FIRST_YEAR, LAST_YEAR, NOBODY, BadQuestion, check_numbers, number, text
 from usage.reports.scopes import Scope
 from usage.rollups import SUCCESSES, day_begins, reporting_zone
 
@@ -85,6 +85,7 @@ class RequestFilters:
     def read(cls, query: Mapping[str, str]) -> Self:
         """Of the parameters of an address, by the names of the fields. Raises BadQuestion."""
         texts = {name: text(query, name, 500).strip() for name in _TEXTS}
+        check_numbers(texts)
         if texts["outcome"] and texts["outcome"] not in (FAILURES, *Outcome.values):
             raise BadQuestion("outcome", f"outcome: one of {FAILURES}, {', '.join(Outcome.values)}.")
         status = texts["status"]

@@ -54,7 +54,9 @@ class Filters:
 
     @classmethod
     def read(cls, query: Mapping[str, str]) -> Self:
-        return cls(**{name: text(query, name, 500) for name in FILTERS})
+        texts = {name: text(query, name, 500) for name in FILTERS}
+        check_numbers(texts)
+        return cls(**texts)
 
     def rows(self) -> Q:
         """A key that is not there, and one that is another's, alike find nothing: the scope comes first."""
@@ -122,6 +124,14 @@ def text(query: Mapping[str, str], name: str, longest: int) -> str:
     if len(value) > longest or "\0" in value:
         raise BadQuestion(name, f"{name}: at most {longest} characters, none of them NUL.")
     return value
+
+
+def check_numbers(texts: Mapping[str, str]) -> None:
+    """Raises BadQuestion where the number of a row is something else. A name of somebody is not said again."""
+    for name in ("user", "tenant"):
+        value = texts[name]
+        if value and not (value.isascii() and value.isdigit()) and not (name == "user" and value == NOBODY):
+            raise BadQuestion(name, f"{name}: its number{f', or {NOBODY}' if name == 'user' else ''}.")
 
 
 def day(query: Mapping[str, str], name: str) -> date | None:
