@@ -8,6 +8,8 @@ from typing import Any
 from django.contrib.auth.decorators import login_required
 from django.http import Http404, HttpResponse, HttpResponseBase
 from django.shortcuts import render
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
 from django.views.decorators.http import require_safe
 
 from tenants import money, rate_limits
@@ -37,20 +39,13 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    text: str
-    title: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Line:
-    """A row of the table. `narrower`: this page about it alone; `requests`: the list of its requests."""
+    """A row of the table. `numbers`: its cells. `narrower`: this page about it alone."""
 
     label: str
     prefix: str
-    cells: list[Cell]
+    numbers: SafeString
     narrower: str = ""
-    requests: str = ""
 
 
 @login_required
@@ -135,7 +130,7 @@ def _lines(report: Report, with_requests: bool) -> Iterator[Line]:
         for row, start in reversed(list(zip(rows, starts, strict=True))):
             link = _requests_of(report, *_moments(start, question)) if with_requests and row.totals.requests else ""
             narrower = _narrower_range(report, start) if row.totals.requests else ""
-            yield Line(row.label, "", _cells(row, report), narrower, link)
+            yield Line(row.label, "", _cells(row, report, link), narrower)
         return
     for row in rows:
         narrowed = {question.by: row.value}
@@ -144,21 +139,28 @@ def _lines(report: Report, with_requests: bool) -> Iterator[Line]:
             asked = question.range
             link = _requests_of(report, asked.first, asked.last + timedelta(days=1), narrowed)
         narrower = address("usage", report.scope, _narrowed(question), **narrowed) if row.value else ""
-        yield Line(row.label, row.prefix, _cells(row, report), narrower, link)
+        yield Line(row.label, row.prefix, _cells(row, report, link), narrower)
 
 
-def _cells(row: Row, report: Report) -> list[Cell]:
-    """The columns of the export, and where there is a period before, what it had of the measure."""
-    found = []
-    for name in reports.SHOWN:
-        value = MEASURES[name].of(row.totals)
-        exact = f"{money.shown(int(value))}" if name == "cost" and value is not None else ""
-        found.append(Cell(figure(row.totals, MEASURES[name]), exact))
+def _cells(row: Row, report: Report, requests: str = "") -> SafeString:
+    """The columns of the export, and where there is a period before, what it had of the measure. `requests`: where
+    the number of requests leads."""
+    # Not by a template, which takes 100 µs a line: of hours there are 744.
+    found = [(_title(row, name), figure(row.totals, MEASURES[name])) for name in reports.SHOWN]
+    if requests:
+        link = '<a href="{}" aria-label="Requests of {}: {}">{}</a>'
+        found[0] = ("", format_html(link, requests, row.label, found[0][1], found[0][1]))
     if row.previous is not None:
         measure = report.question.measure
-        found.append(Cell(figure(row.previous, measure)))
-        found.append(Cell(difference(measure.of(row.totals), measure.of(row.previous))))
-    return found
+        found.append(("", figure(row.previous, measure)))
+        found.append(("", difference(measure.of(row.totals), measure.of(row.previous))))
+    return format_html_join("", '<td class="number"{}>{}</td>', found)
+
+
+def _title(row: Row, name: str) -> str:
+    """The exact amount, of which the page shows the beginning."""
+    value = MEASURES[name].of(row.totals) if name == "cost" else None
+    return "" if value is None else format_html(' title="{}"', money.shown(int(value)))
 
 
 def _chart_rows(report: Report) -> list[tuple[str, list[str]]]:
