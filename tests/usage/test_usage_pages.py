@@ -91,7 +91,7 @@ def some_usage(owner, key):
 def test_the_table_of_a_group_tells_each_with_its_change_and_marks_estimates(client, some_usage):
     lines = table_of(page_of(client, "usage", by="model", measure="tokens"), "Sums")
     assert lines[0][:2] == ["Model", "Requests"]
-    assert lines[0][-2:] == ["Tokens before", "Difference"]
+    assert lines[0][-2:] == ["Tokens before", "Change"]
     big, small, total = lines[1:]
     assert big[:7] == ["big:70b", "2", "1", "50.0 %", "≈ 1,010", "≈ 254", "1"]
     assert big[-2:] == ["617", "+105 %"]
