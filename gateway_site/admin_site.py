@@ -33,7 +33,7 @@ GROUPS = (
         "proxy.Backend", "proxy.ModelJob", "proxy.ModelAlias", "proxy.DefaultModels", "proxy.ModelPolicy",
         "proxy.PassThroughRoute",
     )),
-    Group("money", "Money", "What models cost.", ("usage.Price",)),
+    Group("money", "Money", "What models cost.", ("usage.Price", "usage.Rerating")),
     Group("usage", "Usage", "What was used, as it was recorded. Nobody edits it.", (
         "usage.UsageRecord", "usage.UsageBucket", "usage.DailyUsage", "proxy.RefusalCount",
         "proxy.LimitAlert", "proxy.Delivery",

@@ -404,9 +404,14 @@ def _routes(using: str) -> dict[str, Any]:
 
 
 def _prices(using: str) -> dict[str, Any]:
+    return {"prices": price_rows(using)}
+
+
+def price_rows(using: str = "default") -> tuple[PriceRow, ...]:
+    """All prices, of whatever time, as calls are priced by them."""
     columns = ("input_nano", "output_nano", "gpu_second_nano", "kwh_nano", "watts")
     rows = Price.objects.using(using).values_list("id", "model", "valid_from", "backend", *columns)
-    return {"prices": tuple(PriceRow(pk, canonical_pattern(model), *rest) for pk, model, *rest in rows)}
+    return tuple(PriceRow(pk, canonical_pattern(model), *rest) for pk, model, *rest in rows)
 
 
 def _cancelled(using: str) -> dict[str, Any]:

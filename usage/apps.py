@@ -8,7 +8,8 @@ class UsageConfig(AppConfig):
     def ready(self) -> None:
         from tenants import money
         from tenants.auditing import track
-        from usage.models import Price
+        from usage.models import Price, Rerating
 
-        amounts = [column.name for column in Price._meta.concrete_fields if column.name.endswith("_nano")]
-        track(Price, words={name: lambda row, name=name: money.shown(getattr(row, name)) for name in amounts})
+        for model in (Price, Rerating):
+            amounts = [column.name for column in model._meta.concrete_fields if column.name.endswith("_nano")]
+            track(model, words={name: lambda row, name=name: money.shown(getattr(row, name)) for name in amounts})
