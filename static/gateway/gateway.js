@@ -77,6 +77,13 @@ function menus() {
     });
 }
 
+// On a phone the navigation is wider than the window: where one is should be in it.
+function showWhereOneIs() {
+    const here = document.querySelector(".nav [aria-current]");
+    if (here) here.parentElement.scrollLeft = here.offsetLeft - (here.parentElement.clientWidth - here.offsetWidth) / 2;
+}
+
 copyButtons();
 tabs();
 menus();
+showWhereOneIs();

@@ -38,6 +38,17 @@ async def shoot(visitor, directory, name):
         await visitor.page.screenshot(path=directory / f"{name}.png", full_page=True, caret="initial")
 
 
+# Headings and buttons that something else lies on, each looked at in the middle of the window.
+COVERED = """() => [...document.querySelectorAll("h1, h2, main button, #content button, #content input[type=submit]")]
+    .slice(0, 25).filter((element) => {
+        if (!element.checkVisibility() || element.closest(".visually-hidden, dialog:not([open])")) return false;
+        element.scrollIntoView({ block: "center", inline: "center" });
+        const box = element.getBoundingClientRect();
+        const top = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+        return top && !element.contains(top) && !top.contains(element);
+    }).map((element) => element.outerHTML.slice(0, 80))"""
+
+
 async def judge(visitor, name, screenshots):
     page = visitor.page
     found = {}
@@ -51,6 +62,8 @@ async def judge(visitor, name, screenshots):
         await shoot(visitor, screenshots, f"{name}-{size}-{theme}")
         if (wider := await visitor.overflow()) > 0:
             found[f"{theme} {size}"] = f"{wider} px wider than the window"
+        if covered := await page.evaluate(COVERED):
+            found[f"{theme} {size} covered"] = covered
         if rules is not None and (breaches := await visitor.breaches(rules)):
             found[f"{theme} {size} axe"] = breaches
     await page.set_viewport_size({"width": WIDTHS["wide"], "height": 900})
@@ -74,7 +87,7 @@ async def test_every_page_is_for_everybody(visitors, rows, screenshots, name):
         if end.split("?")[0] != path or end in looked:  # that page is looked at by its own name
             continue
         looked.add(path)
-        assert status in (200, 403, 404), path
+        assert status in (200, 401, 403, 404), path
         assert visitor.problems == [], path
         picture = who + (re.sub(r"\W+", "-", name).strip("-") or "home")
         assert await judge(visitor, picture, screenshots) == {}, f"{who} {path}"
