@@ -17,9 +17,10 @@ from django.utils.dateparse import parse_date, parse_datetime
 
 from tenants.models import ApiKey
 from usage.models import Outcome, UsageRecord
+from usage.models.records import FAILED, SUCCESSES
 from usage.reports.questions import FIRST_YEAR, LAST_YEAR, NOBODY, BadQuestion, check_numbers, number, text
 from usage.reports.scopes import Scope
-from usage.rollups import SUCCESSES, day_begins, reporting_zone
+from usage.rollups import day_begins, reporting_zone
 
 PAGE = 50
 # How many rows one page looks through at most, in two steps: most pages are full after the first.
@@ -28,7 +29,6 @@ LOOKED_THROUGH = (2_000, 20_000)
 # Outcomes that can be asked for at once.
 FAILURES = "failures"
 STATUS_CLASSES = ("2xx", "3xx", "4xx", "5xx")
-FAILED = ~Q(outcome__in=SUCCESSES)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CURSOR = re.compile(r"(newer|older)-([0-9]{1,17})-([0-9a-f]{32})")  # up to the year 5138
 
