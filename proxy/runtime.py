@@ -284,7 +284,7 @@ class Runtime:
         if self.snapshot is not None:
             self.worker_reports.hit(self.snapshot.take_hits())
         await self.worker_reports.close()
-        await asyncio.to_thread(self.alerts.stop)
+        await self.alerts.stop()
         await self.limits.close()
         await self.ledger.close(5)
 

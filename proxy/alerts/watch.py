@@ -1,6 +1,7 @@
 """The thread of a worker that looks after alerts. Of all workers one has the duty to look at the roll-ups and to send;
 each tells what its own calls were refused by. Nothing here is on the path of a call."""
 
+import asyncio
 import logging
 import os
 import secrets
@@ -47,12 +48,15 @@ class AlertsWatch:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self, seconds: float = 1.5) -> None:
+    async def stop(self, seconds: float = 1.5) -> None:
         """Lets the round end, and what is being sent be told; what is not told by then is tried again elsewhere."""
         self._stop.set()
         deadline = time.monotonic() + seconds
-        for thread in (self._thread, *self._sending.values()):
-            thread.join(max(deadline - time.monotonic(), 0))
+        # Not join() in a thread: at the exit of a process Python makes no new ones.
+        while any(thread.is_alive() for thread in (self._thread, *self._sending.values())):
+            if time.monotonic() > deadline:
+                return
+            await asyncio.sleep(0.01)
 
     def ran_out(self, limit_id: int, counter: str) -> None:
         """Calls are refused by a limit of which somebody wants to be told."""
