@@ -87,3 +87,4 @@ copyButtons();
 tabs();
 menus();
 showWhereOneIs();
+window.addEventListener("resize", showWhereOneIs);

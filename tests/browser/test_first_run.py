@@ -76,7 +76,8 @@ async def test_from_the_link_to_the_first_answer_its_usage_and_a_call_that_is_ca
     await expect(page.locator(".stat").filter(has_text="Calls").first).to_contain_text("1")
     await page.get_by_role("navigation").get_by_role("link", name="Usage").first.click()
     await expect(page.get_by_role("heading", name="Usage").first).to_be_visible()
-    await expect(page.get_by_role("main")).to_contain_text("llama3.2")
+    await page.get_by_role("main").get_by_role("link", name="Model", exact=True).click()
+    await expect(page.get_by_role("main").get_by_role("rowheader", name="llama3.2")).to_be_visible()
     await expect(page.get_by_role("main")).to_contain_text("my first key")
 
     await cancel_on_the_live_page(page, bare_gateway, shared_fake, key)
