@@ -76,7 +76,7 @@ async def test_u10_a_clock_that_is_set_neither_frees_nor_freezes_a_window(make_g
         gateway.client(keys["short"]) as short,
     ):
         assert [await status(client) for client in (rolling, daily)] == [200, 200]
-        for days in (+2, -2, +400, 0):
+        for days in (+2, -400):
             await until_room(short)
             wall(days)
             await until_told(gateway, days)
@@ -98,8 +98,8 @@ async def until_told(gateway, days):
     """Waits until the gateway believes in the new time, as its reports show: else this proves nothing."""
     deadline = time.monotonic() + PATIENCE
     while True:
-        said = gateway.rows(WorkerReport).get().seen_at.timestamp()
-        if abs(said - time.time() - days * 86400) < 3600:
+        said = gateway.rows(WorkerReport).values_list("seen_at", flat=True)
+        if any(abs(moment.timestamp() - time.time() - days * 86400) < 3600 for moment in said):
             return
         assert time.monotonic() < deadline
         await asyncio.sleep(0.1)

@@ -6,6 +6,7 @@ import json
 import httpx
 import pytest
 import pytest_asyncio
+from django.db import transaction
 from django.db.models import F, Sum
 
 from proxy.fake_ollama import FakeOllama
@@ -63,9 +64,10 @@ async def warm_at_one(fake):
 
 
 def limited(gateway):
-    row, key = gateway.make_key("limited")
-    for metric, window in (("tokens", "day"), ("requests", "day"), ("concurrent", "none")):
-        gateway.rows(Limit).create(scope="key", key=row, metric=metric, window=window, amount=AMOUNT)
+    with transaction.atomic(using=gateway.alias):  # known with all its limits, or not at all
+        row, key = gateway.make_key("limited")
+        for metric, window in (("tokens", "day"), ("requests", "day"), ("concurrent", "none")):
+            gateway.rows(Limit).create(scope="key", key=row, metric=metric, window=window, amount=AMOUNT)
     return row, key
 
 

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import pytest_asyncio
+from django.db import transaction
 
 from proxy.models import Backend
 from tenants.models import Limit
@@ -46,8 +47,9 @@ async def gateway(make_shared_gateway, shared_fake, redis_server):
 
 
 def limited_key(gateway, **fields):
-    row, key = gateway.make_key(f"limited {time.monotonic_ns()}")
-    return key, gateway.rows(Limit).create(scope="key", key=row, **fields)
+    with transaction.atomic(using=gateway.alias):  # known with its limit, or not at all
+        row, key = gateway.make_key(f"limited {time.monotonic_ns()}")
+        return key, gateway.rows(Limit).create(scope="key", key=row, **fields)
 
 
 async def ask(client, key):

@@ -353,7 +353,7 @@ def test_u6_both_engines_agree_with_a_simple_account_whatever_happens():
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=EXAMPLES or 40,
+                max_examples=EXAMPLES or 30,
                 stateful_step_count=50,
                 derandomize=not EXAMPLES,
                 database=None,
