@@ -4,25 +4,22 @@ What a page shows and what its export holds come from the same functions: usage.
 usage.request_lists for requests.
 """
 
-import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime
 from typing import Any
 
 from django.db.models import Q, QuerySet
-from django.http import StreamingHttpResponse
+from django.http import HttpRequest, StreamingHttpResponse
 from django.utils import timezone
 
-from tenants import money
+from tenants import money, spreadsheets
 from usage import request_lists
 from usage.models import UsageRecord
 from usage.reports import Report, Scope, columns, exported
 from usage.request_lists import RequestFilters
 
+# Rows that are asked for, and held, at a time.
 PAGE = 2000
-# Lines that are sent together: a piece of its own for each would cost more than the line.
-LINES = 500
 
 COLUMNS = (
     "id", "client_request_id", "started_at", "finished_at", "tenant", "user", "end_user", "key", "backend",
@@ -34,13 +31,6 @@ COLUMNS = (
 # Where the column of the export is not the field of the record.
 _FIELDS = {"tenant": "tenant_name", "user": "user_name", "key": "key_name", "cost": "cost_nano"}
 FIELDS = tuple(_FIELDS.get(name, name) for name in COLUMNS)
-# What spreadsheets take for the beginning of a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-# Control characters, which terminals obey, and those that turn the direction of writing, which readers are fooled by.
-_MARK = "\N{REPLACEMENT CHARACTER}"
-_CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), _MARK)
-_CONTROLS |= {ord(char): char for char in "\t\r\n"}
-
 Row = dict[str, Any]
 Lines = Iterator[str]
 
@@ -77,26 +67,8 @@ def as_json(rows: Iterable[Row], columns: Sequence[str] = COLUMNS) -> Lines:
     yield "[]\n" if separator == "[\n" else "\n]\n"
 
 
-class _Echo:
-    def write(self, line: str) -> str:
-        return line
-
-
 def as_csv(rows: Iterable[Row], columns: Sequence[str] = COLUMNS) -> Lines:
-    """Text is quoted, numbers are not."""
-    writer = csv.writer(_Echo(), quoting=csv.QUOTE_NONNUMERIC)
-    yield writer.writerow(columns)
-    for found in rows:
-        yield writer.writerow([cell(value) for value in found.values()])
-
-
-def cell(value: Any) -> Any:
-    """A value that no spreadsheet runs as a formula, and no terminal obeys."""
-    if not isinstance(value, str):
-        return value
-    if not value.isprintable():
-        value = value.translate(_CONTROLS)
-    return f"'{value}" if value.lstrip(" ").startswith(_FORMULA) else value
+    return spreadsheets.as_csv(columns, (found.values() for found in rows))
 
 
 # Downloads.
@@ -107,41 +79,26 @@ FORMATS: dict[str, tuple[str, Callable[[Iterable[Row], Sequence[str]], Lines]]] 
 }
 
 
-def report_download(report: Report, form: str) -> StreamingHttpResponse:
+def report_download(request: HttpRequest, report: Report, form: str) -> StreamingHttpResponse:
     """The table of a report. `form`: of FORMATS."""
     asked = report.range
     name = f"usage-by-{report.question.by}-{asked.first}-{asked.last}"
-    return _download(exported(report), columns(report), name, form)
+    return _download(request, name, form, exported(report), columns(report))
 
 
-def requests_download(scope: Scope, filters: RequestFilters, form: str) -> StreamingHttpResponse:
+def requests_download(request: HttpRequest, scope: Scope, filters: RequestFilters, form: str) -> StreamingHttpResponse:
     """The list of requests from its first page to its last."""
-    return _download(request_rows(scope, filters), COLUMNS, f"requests-{_moment(timezone.now())}", form)
+    name = f"requests-{timezone.localtime():%Y-%m-%d-%H%M%S}"
+    return _download(request, name, form, request_rows(scope, filters), COLUMNS)
 
 
 def request_rows(scope: Scope, filters: RequestFilters) -> Iterator[Row]:
-    for part in request_lists.parts(scope, filters, FIELDS):
+    for part in request_lists.parts(scope, filters, FIELDS, PAGE):
         yield from map(row, part)
 
 
-def _moment(at: datetime) -> str:
-    return f"{timezone.localtime(at):%Y-%m-%d-%H%M%S}"
-
-
-def _download(rows: Iterable[Row], columns: Sequence[str], name: str, form: str) -> StreamingHttpResponse:
+def _download(
+    request: HttpRequest, name: str, form: str, rows: Iterable[Row], columns: Sequence[str]
+) -> StreamingHttpResponse:
     media_type, write = FORMATS[form]
-    headers = {
-        "Content-Disposition": f'attachment; filename="{name}.{form}"',
-        "Cache-Control": "no-store",
-    }
-    return StreamingHttpResponse(_together(write(rows, columns)), content_type=media_type, headers=headers)
-
-
-def _together(lines: Lines) -> Lines:
-    held: list[str] = []
-    for line in lines:
-        held.append(line)
-        if len(held) >= LINES:
-            yield "".join(held)
-            held = []
-    yield "".join(held)
+    return spreadsheets.download(request, f"{name}.{form}", write(rows, columns), media_type)

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from django.db.models import Q
+from django.test import RequestFactory
 
 from proxy.ledger.store import Store
 from proxy.limits import recorded
@@ -172,13 +173,13 @@ def check_span(zone, cast, rows, first, last):
 
 def check_export(found, expected):
     """The file that a page offers, read as a spreadsheet would."""
-    text = b"".join(export.report_download(found, "csv")).decode()
+    text = b"".join(export.report_download(RequestFactory().get("/"), found, "csv")).decode()
     rows = list(csv.DictReader(StringIO(text, newline="")))
     assert sum(int(row["requests"]) for row in rows) == expected.requests
     assert sum(int(row["prompt_tokens"]) for row in rows) == expected.prompt_tokens
     assert sum(int(row["completion_tokens"]) for row in rows) == expected.completion_tokens
     assert sum(money.to_nano(row["cost"] or "0") for row in rows) == expected.cost_nano
-    in_json = json.loads(b"".join(export.report_download(found, "json")))
+    in_json = json.loads(b"".join(export.report_download(RequestFactory().get("/"), found, "json")))
     assert sum(row["requests"] for row in in_json) == expected.requests
 
 

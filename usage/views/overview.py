@@ -103,7 +103,7 @@ def usage_file(request: PersonRequest, form: str) -> HttpResponseBase:
         question = Question.read(request.GET, reports.today())
     except BadQuestion as exc:
         return HttpResponse(f"{exc}\n", content_type="text/plain; charset=utf-8", status=400)
-    return export.report_download(reports.report(scope, question), form)
+    return export.report_download(request, reports.report(scope, question), form)
 
 
 def _cards(report: Report) -> Iterator[Card]:

@@ -79,7 +79,7 @@ def requests_rows(request: PersonRequest) -> HttpResponse:
 def requests_file(request: PersonRequest, form: str) -> HttpResponseBase:
     """`form`: of export.FORMATS."""
     try:
-        return export.requests_download(*_asked(request), form)
+        return export.requests_download(request, *_asked(request), form)
     except BadQuestion as exc:
         return _told(exc)
 
