@@ -139,7 +139,9 @@ class RedisLimits:
                 rule, window, needed, _ = held[number - 1]
                 full.append(Full(rule, window, _parts(fields), int(total), needed))
             raise refusal_by(full, now)
-        reservation.held = [entry._replace(total=int(total)) for entry, total in zip(held, found[1], strict=True)]
+        reservation.held = [
+            Held(rule, window, needed, total) for (rule, window, needed, _), total in zip(held, found[1], strict=True)
+        ]
         return reservation
 
     def _asked(self, reservation: SharedReservation, now: float, *, again: bool = False) -> Command:
