@@ -1,34 +1,33 @@
 """What was used, which nobody edits, and what it costs."""
 
-from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 from django import forms
 from django.contrib import admin
-from django.db.models import Exists, Model, OuterRef, QuerySet
+from django.db.models import Exists, Model, OuterRef, Q, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.safestring import SafeString
 
 from tenants import money
 from tenants.administering import LargeTableAdmin, MoneyField, badge
+from usage import request_lists
 from usage.models import DailyUsage, Outcome, Price, UsageBucket, UsageRecord
-from usage.rollups import SUCCESSES
-
-# How far back records are looked through for what has no index, unless the person chose the dates.
-LOOKED_THROUGH = timedelta(days=7)
+from usage.models.records import FAILED, SUCCESSES
 
 
 class Lately:
-    """Of a filter: without dates only the last days are looked through, else a rare value would have all rows read."""
+    """Of a filter that has no index: a bounded number of the newest rows is looked through, those of the chosen dates
+    if there are any; else a rare value would have all rows read."""
 
     def queryset(self, request: HttpRequest, queryset: QuerySet) -> QuerySet | None:
-        found = super().queryset(request, queryset)  # type: ignore[misc]
-        chosen = any(name.startswith("started_at") for name in request.GET)
-        if chosen or not self.used_parameters:  # type: ignore[attr-defined]
-            return found
-        return found.filter(started_at__gte=timezone.now() - LOOKED_THROUGH)
+        parameters = self.used_parameters  # type: ignore[attr-defined]
+        if not parameters:
+            return queryset
+        if parameters.get("outcome__exact", [Outcome.OK])[0] not in SUCCESSES:
+            queryset = queryset.filter(FAILED)
+        return super().queryset(request, request_lists.newest(queryset))  # type: ignore[misc]
 
 
 class ChoicesLately(Lately, admin.ChoicesFieldListFilter):
@@ -86,7 +85,9 @@ class UsageRecordAdmin(LargeTableAdmin):
             found = queryset.filter(pk=UUID(term))
         except ValueError:
             found = queryset.none()
-        return (found if found.exists() else queryset.filter(client_request_id=term)), False
+        # The first half is the condition of the index, which SQLite does not conclude by itself.
+        of_client = queryset.filter(~Q(client_request_id="") & Q(client_request_id=term))
+        return (found if found.exists() else of_client), False
 
     @admin.display(description="outcome")
     def shown_outcome(self, record: UsageRecord) -> SafeString:

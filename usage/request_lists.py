@@ -211,6 +211,12 @@ def parts(scope: Scope, filters: RequestFilters, names: Sequence[str], size: int
             cursor = paused
 
 
+def newest(rows: "QuerySet[UsageRecord]") -> "QuerySet[UsageRecord]":
+    """As many of the newest as one page looks through; `rows` has an index in the order of time."""
+    end = _row_at(rows.order_by("-started_at", "-id"), LOOKED_THROUGH[-1])
+    return rows if end is None else rows.filter(started_at__gte=end.at)
+
+
 def one(scope: Scope, pk: str) -> UsageRecord | None:
     """A request by our id, if the scope has it."""
     return UsageRecord.objects.filter(scope.rows, pk=_uuid(pk)).first()

@@ -170,7 +170,7 @@ def test_rare_and_ordinary_filters_have_their_index(many):
             assert any(re.search(rf"\b{index}\b", step) for step in plan), (index, plan)
 
 
-def test_the_admins_list_reads_and_sorts_no_more(many, client):
+def test_the_admins_list_reads_and_sorts_no_more(many, looks, client):
     client.force_login(make_admin())
     path = "/admin/usage/usagerecord/"
     for query in (
@@ -184,3 +184,27 @@ def test_the_admins_list_reads_and_sorts_no_more(many, client):
 
         for sql, plan in plans(ask):
             assert is_served(sql, plan), (query, plan, sql[-300:])
+            if "q" in query:
+                assert any("record_client_id" in step for step in plan), (query, plan)
+
+
+def test_the_admins_filters_look_through_a_bounded_number_of_rows(many, looks, client):
+    """Of an outcome that nobody has had, in whatever dates."""
+    client.force_login(make_admin())
+    path = "/admin/usage/usagerecord/"
+    asked = []
+
+    def listen(execute, sql, params, many, context):
+        if "usage_usagerecord" in sql:
+            asked.append(sql)
+        return execute(sql, params, many, context)
+
+    for dates in ({}, {"started_at__gte": "2026-03-02 00:00:00+00:00"}):
+        with connection.execute_wrapper(listen):
+            answer = client.get(path, {"outcome__exact": "coalesced", **dates})
+        assert answer.status_code == 200
+    looking = [sql for sql in asked if '"outcome" = ' in sql]
+    assert looking
+    assert all('started_at" >= ' in sql for sql in looking)
+    answer = client.get(path, {"outcome__exact": "cut"})
+    assert answer.context["cl"].result_count == 1  # among the newest 200 failures, of which every hundredth was cut
