@@ -73,6 +73,8 @@ class Gateway:
             **env,
         }
         self.process: subprocess.Popen[bytes] | None = None
+        self._first_key = ""
+        self._has_backends = False
         # Django keeps connections by context: that of a fixture does not see those of a test.
         self._connections: set[Any] = set()
         use_database(self.alias, database_url)
@@ -85,6 +87,7 @@ class Gateway:
             self.process = subprocess.Popen(command, cwd=ROOT, env=self.env, stdout=log, stderr=log)
         if wait:
             self.wait_until_ready()
+            self.wait_until_served()
         return self
 
     def command(self) -> list[str]:
@@ -109,6 +112,23 @@ class Gateway:
                 pass
             time.sleep(0.05)
         raise AssertionError(f"not ready within {seconds} s\n{self.log()}")
+
+    def wait_until_served(self, seconds: float = 5) -> None:
+        """Where there are backends and a key that shows them, until the first probes have come back. On a busy
+        machine a call could be sooner. A backend that is not to be reached is not waited for any longer, nor one that
+        lives in the loop of whoever asks."""
+        if asyncio._get_running_loop() is not None:
+            return
+        deadline = time.monotonic() + seconds
+        while self._first_key and self._has_backends and time.monotonic() < deadline:
+            headers = {"Authorization": f"Bearer {self._first_key}"}
+            try:
+                answer = httpx.get(f"{self.url}/api/tags", headers=headers, trust_env=False)
+            except httpx.HTTPError:
+                return
+            if answer.status_code != 200 or answer.json().get("models"):
+                return
+            time.sleep(0.05)
 
     def signal(self, number: int) -> None:
         assert self.process is not None
@@ -169,9 +189,11 @@ class Gateway:
         prefix, clear_text = make_clear_text()
         secret = digest(clear_text.encode(), PEPPER.encode())
         row = self.rows(ApiKey).create(tenant=self.tenant(tenant), name=name, prefix=prefix, digest=secret, **fields)
+        self._first_key = self._first_key or clear_text
         return row, clear_text
 
     def make_backend(self, url: str, name: str = "one", **fields: Any) -> Backend:
+        self._has_backends = True
         return self.rows(Backend).create(name=name, url=url, **{"slots": 4, **fields})
 
     def records(self, **filters: Any) -> list[UsageRecord]:
