@@ -58,8 +58,8 @@ def test_j4_odd_bodies_are_refused_by_name(body, status, field, root, program):
 @pytest.mark.parametrize(
     "path",
     [
-        "tenants/0", "tenants/-1", "tenants/9223372036854775808", "tenants/" + "9" * 400, "tenants/x", "tenants/%00",
-        "keys/%00", "keys/a%00b", "keys/" + "a" * 17, "keys/ä", "tenants?limit=0", "tenants?limit=1001",
+        "tenants/0", "tenants/-1", "tenants/9223372036854775808", "tenants/" + "9" * 400, "tenants/x",
+        "keys/" + "a" * 17, "keys/ä", "tenants?limit=0", "tenants?limit=1001",
         "tenants?after=99999999999999999999", "tenants?limit=%00", "usage?since=0000-00-00", "usage?since=9999-12-31",
         "usage?since=2026-01-01&until=2024-01-01", "usage?tenant=%00", "usage?by=secret",
     ],
@@ -69,8 +69,12 @@ def test_odd_addresses_are_refused(path, root, program):
 
 
 @pytest.mark.parametrize(
-    "path", ["", "nothing", "tenants/", "tenants/1/", "Tenants", "../admin/", "%2e%2e/admin/", "docs", "tenants//1"]
-)
+    "path",
+    [
+        "", "nothing", "tenants/", "tenants/1/", "Tenants", "../admin/", "%2e%2e/admin/", "docs", "tenants//1",
+        "tenants/%00", "keys/%00", "keys/a%00b",
+    ],
+)  # fmt: skip
 def test_what_is_not_there_is_404_in_the_same_shape(path, root, program):
     assert error(program(root).get(path), 404)[0] == "not_found"
 

@@ -1,5 +1,7 @@
 """Every page of the people's side: what happens for whom, by which method (T1, T2, T7)."""
 
+from datetime import UTC, datetime, time
+
 import pytest
 from django.db import transaction
 from django.test import Client
@@ -11,7 +13,7 @@ from tenants import invitations
 from tenants.models import ManagementToken, Membership, Role
 from tests.factories import make_admin, make_key, make_limit, make_usage, make_user
 from usage import reports
-from usage.models import DailyUsage
+from usage.rollups import rebuild
 
 pytestmark = pytest.mark.django_db
 
@@ -230,16 +232,15 @@ def test_every_page_of_ours_is_in_the_tables():
 
 def test_t2_sums_are_of_ones_own_keys_and_tenants_alone(client, cast, acme, other, bob, alice, charlie):
     """Figures that can be told apart by their digits."""
-    today = reports.today()
-    for tenant, user, key, tokens in (
-        (acme, bob, make_key(acme, user=bob).row, 7_000_001),
-        (acme, alice, make_key(acme, user=alice).row, 50_000_003),
-        (acme, None, make_key(acme).row, 600_000_007),
-        (other, charlie, make_key(other, user=charlie).row, 8_000_000_009),
+    noon = datetime.combine(reports.today(), time(12), tzinfo=UTC)
+    for key, tokens in (
+        (make_key(acme, user=bob).row, 7_000_001),
+        (make_key(acme, user=alice).row, 50_000_003),
+        (make_key(acme).row, 600_000_007),
+        (make_key(other, user=charlie).row, 8_000_000_009),
     ):
-        DailyUsage.objects.create(
-            day=today, tenant=tenant, user=user, api_key=key, model=f"model-{tokens}", requests=1, prompt_tokens=tokens
-        )
+        make_usage(key, at=noon, model=f"model-{tokens}", prompt_tokens=tokens, completion_tokens=0)
+    rebuild()
     seen = {
         "member": {"7,000,001"},
         "owner": {"7,000,001", "50,000,003", "600,000,007", "657,000,011"},
