@@ -280,5 +280,5 @@ def test_an_export_changes_nothing_and_is_not_posted(signed_in, acme):
 
 @pytest.mark.parametrize("query", ["timestamp__gte=nonsense", "p=nonsense", "nonsense=1", "via__exact=%00"])
 def test_bad_queries_get_no_500(signed_in, acme, query):
-    assert signed_in.get(f"{LIST}?{query}").status_code in (200, 302)
-    assert signed_in.get(f"{EXPORT}?{query}").status_code in (200, 302)
+    assert signed_in.get(f"{LIST}?{query}").status_code in (200, 302, 400)
+    assert signed_in.get(f"{EXPORT}?{query}").status_code in (200, 302, 400)
