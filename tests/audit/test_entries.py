@@ -298,7 +298,8 @@ MACHINES = {
     "tenants.SetupLink", "tenants.ShownOnce",
     "proxy.BackendReport", "proxy.CallCancellation", "proxy.ConfigRevision", "proxy.Delivery", "proxy.Duty",
     "proxy.IPRuleUse", "proxy.LimitAlert", "proxy.RefusalCount", "proxy.WorkerReport", "proxy.ConfigImport",
-    "usage.DailyTotal", "usage.DailyUsage", "usage.EndUserUsage", "usage.Retention", "usage.UsageBucket", "usage.UsageRecord",
+    "usage.DailyTotal", "usage.DailyUsage", "usage.EndUserUsage", "usage.Retention", "usage.UsageBucket",
+    "usage.UsageRecord",
 }  # fmt: skip
 
 
