@@ -45,12 +45,13 @@ async def tee(fake):
 
 
 @pytest.fixture
-def through_tee(make_gateway, tee):
+async def through_tee(make_gateway, tee):
     made = make_gateway()
     made.make_backend(tee.url)
     # Others are shown less of a model (T4).
     made.key_row, made.key = made.make_key(may_manage=True)
-    return made.start()
+    # Off the loop, in which the backend has to answer its first probes.
+    return await asyncio.to_thread(made.start)
 
 
 @pytest.fixture

@@ -291,6 +291,8 @@ async def check(case, here):
 seen_codes = Counter()
 
 
+# So many examples collect what earlier tests of the process left unclosed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(case=case())
 def test_what_is_explained_is_what_happens(here, case):
