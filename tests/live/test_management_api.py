@@ -392,6 +392,7 @@ CHECKS = (
 )
 
 
+@pytest.mark.timeout(400)
 async def test_the_document_fuzzed_gives_no_500_and_answers_as_it_says(gateway, tmp_path):
     _, key = gateway.make_key("fuzz", tenant="steady")
     row, _ = gateway.make_key("named by fuzz", tenant="steady")
