@@ -169,7 +169,7 @@ def body(key: ApiKey, model: str, backend: str, chance: random.Random, prices: l
         "total_us": decode + prompt * 300 + 4_000, "gateway_us": chance.randrange(150, 900),
         "prompt_tokens": prompt, "completion_tokens": answer, "estimated": outcome not in ("ok", "cached"),
         "bytes_in": prompt * 4, "bytes_out": answer * 110, "client_address": f"10.0.{key.pk % 250}.7",
-        "user_agent": "ollama-python/0.6.0", "currency": settings.GATEWAY.currency,
+        "user_agent": "ollama-python/0.6.0", "currency": settings.GATEWAY.currency, "routing": "",
     }  # fmt: skip
     row: Row = [values.get(name) for name in COLUMNS]
     price = pick(prices, model, backend, timezone.now())

@@ -8,6 +8,7 @@ from gateway_site import counters, error_pages, health
 from gateway_site.management_api import api as management_api
 from gateway_site.management_api import config_paths
 from proxy import explain_pages, ip_rule_pages, key_pages, limit_pages, model_pages, setup_pages, webhook_pages
+from proxy.limits.touched import touched
 from proxy.live.views import live
 from proxy.record_errors import error_words
 from tenants import sign_in
@@ -30,7 +31,7 @@ urlpatterns = [
     path("readyz", health.readyz),
     path(settings.METRICS_PATH[1:], health.metrics),
     path("", home, {"bars_of": bars_of}, name="home"),
-    *usage_pages(KnownOfRequests(counters.limits_of_key, error_words), key_pages.model_names),
+    *usage_pages(KnownOfRequests(counters.limits_of_key, touched, error_words), key_pages.model_names),
     path("live/", live, name="live"),
     *model_pages.urls(),
     *people_and_keys(known),

@@ -61,6 +61,7 @@ class Call:
         "backend",
         "bytes_in",
         "bytes_out",
+        "chosen",
         "client_request_id",
         "context",
         "deadline",
@@ -70,6 +71,7 @@ class Call:
         "dispatched_at",
         "end_user",
         "error",
+        "failed_attempts",
         "first_byte_at",
         "headers_sent",
         "hides_usage",
@@ -135,6 +137,10 @@ class Call:
 
         self.backend: BackendState | None = None
         self.attempts = 0
+        self.failed_attempts: Sequence[tuple[str, str]] = ()  # (backend, what it did) before another was tried
+        # Of the backend when it was chosen: whether the model was warm there, how many calls it had, of how many
+        # backends it was one.
+        self.chosen: tuple[bool, int, int] | None = None
         self.decides = False  # whether a half-open breaker waits for how this call ends
         self.dispatched_at = 0.0
         self.first_byte_at = 0.0

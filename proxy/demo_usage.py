@@ -126,6 +126,7 @@ def _row(
         "client_address": f"{habit.network}.{chance.randrange(10, 14)}",
         "user_agent": habit.user_agent,
         "currency": currency,
+        "routing": "",
     }
     price = pick(prices, model, str(values["backend"]), datetime.fromtimestamp(started, UTC))
     row: Row = [values.get(name) for name in COLUMNS]

@@ -212,7 +212,7 @@ class Dispatch:
             call.meter = None
             logger.warning("Backend %s cannot be reached: %s", state.name, exc)
             fleet.failed(state, str(exc))
-            if self._may_go_elsewhere(tried):
+            if self._may_go_elsewhere(tried, "unreachable"):
                 return False
             message = f"The backend cannot be reached. Our id is {call.id}."
             raise BadGateway("backend_unreachable", message, retry_after=2) from None
@@ -289,12 +289,12 @@ class Dispatch:
         assert call.model is not None
         if answer.status == 404:
             fleet.lacks(state, call.model.served.canonical)
-            if self._may_go_elsewhere(tried):
+            if self._may_go_elsewhere(tried, "lacks_model"):
                 return False
         if answer.status == 503:
             # Busy is no fault. Warm models go on; what would have to be loaded had better wait.
             state.busy_until = time.monotonic() + 1.0
-            if self._may_go_elsewhere(tried):
+            if self._may_go_elsewhere(tried, "busy"):
                 return False
             raise busy()
         refusal = await refusal_of(answer, call)
@@ -304,9 +304,13 @@ class Dispatch:
             fleet.failed(state, f"status {answer.status}")
         raise refusal
 
-    def _may_go_elsewhere(self, tried: list[str]) -> bool:
+    def _may_go_elsewhere(self, tried: list[str], failure: str) -> bool:
+        """`failure`: what the last one tried did, for the record, if so."""
         fleet = self.runtime.fleet
-        return len(tried) < MAX_ATTEMPTS and fleet.has_another(self.call, tried) and fleet.may_retry()
+        if len(tried) < MAX_ATTEMPTS and fleet.has_another(self.call, tried) and fleet.may_retry():
+            self.call.failed_attempts = [*self.call.failed_attempts, (tried[-1], failure)]
+            return True
+        return False
 
     def _interrupted(self, reason: Interruption) -> Refusal:
         """What the client is told, if it still listens; the record's outcome is set."""

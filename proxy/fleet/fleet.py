@@ -121,8 +121,10 @@ class Fleet:
     def _place(self, call: Call, tried: Collection[str]) -> BackendState | None:
         assert call.model is not None
         name, now = call.model.served.canonical, time.monotonic()
-        state = self.choice(call, now, tried)
+        holders = self.holders(call, now)
+        state = selection.choose(holders, name, now, tried)
         if state is not None:
+            call.chosen = name in state.warm, state.total_in_flight, len(holders)
             state.take(name)
             call.decides = state.breaker.begin(now)
         return state

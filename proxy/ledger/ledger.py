@@ -193,10 +193,10 @@ def left_behind(directory: Path) -> Iterator[Row]:
         for kind, value in spool.entries(path):
             if kind == "o":
                 row, price = value
-                opened[row[0]] = row, rows.price_of_entry(price)
+                opened[row[0]] = rows.completed(row), rows.price_of_entry(price)
             elif kind == "c":
                 opened.pop(value[0], None)
-                yield value
+                yield rows.completed(value)
     progress: dict[str, list[tuple[float, int, int, str]]] = {}
     for path in directory.glob("progress-*.log"):
         for _, (call_id, *note) in spool.entries(path):

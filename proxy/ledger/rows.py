@@ -4,6 +4,8 @@ import time
 from datetime import datetime
 from typing import Any
 
+import orjson
+
 from proxy.call import Call
 from usage.costs import PriceRow, charged
 
@@ -14,13 +16,16 @@ COLUMNS = (
     "endpoint", "dialect", "stream", "status", "outcome", "error", "attempts",
     "queue_us", "load_us", "prefill_us", "decode_us", "first_token_us", "total_us", "gateway_us",
     "prompt_tokens", "completion_tokens", "estimated", "bytes_in", "bytes_out", "client_address", "user_agent",
-    "price_id", "cost_nano", "currency",
+    "price_id", "cost_nano", "currency", "routing",
 )  # fmt: skip
 
 Row = list[Any]
 """Values in the order of COLUMNS; times are epoch seconds, the id is 32 hex digits."""
 
 AT = {name: position for position, name in enumerate(COLUMNS)}
+
+# What a record says of its routing is at most so long; with backends' names at their longest it is half of it.
+ROUTING_BYTES = 1024
 
 
 def opened(call: Call, currency: str) -> Row:
@@ -36,7 +41,7 @@ def opened(call: Call, currency: str) -> Row:
         0, 0, 0, 0, 0, 0, 0,
         -(-call.prompt_bytes // 4), 0, True, call.bytes_in, 0,
         str(call.address) if call.address else None, call.user_agent,
-        call.price.id if call.price else None, None, currency,
+        call.price.id if call.price else None, None, currency, "",
     ]  # fmt: skip
 
 
@@ -64,7 +69,30 @@ def closed(row: Row, call: Call) -> Row:
     row[32:34] = call.bytes_in, call.bytes_out
     row[36] = call.price.id if call.price else None
     row[37] = cost_of(row, call.price)
+    row[39] = routing_of(call)
     return row
+
+
+def routing_of(call: Call) -> str:
+    """Why its backend, what was tried before, and the limits that it was counted against: read by usage/routing.py."""
+    held = call.reservation.held if call.reservation is not None else ()
+    if not held and not call.failed_attempts:
+        if call.chosen is None:
+            return ""
+        warm, busy, holders = call.chosen
+        return f'{{"warm":{"true" if warm else "false"},"busy":{busy},"of":{holders}}}'
+    said: dict[str, Any] = {}
+    if call.chosen is not None:
+        said["warm"], said["busy"], said["of"] = call.chosen
+    if call.failed_attempts:
+        said["failed"] = call.failed_attempts
+    if held:
+        said["limits"] = [(rule.id, total, rule.amount) for rule, _, _, total in held]
+    written = orjson.dumps(said)
+    if len(written) > ROUTING_BYTES:
+        said.pop("limits", None)
+        written = orjson.dumps(said)
+    return written.decode() if len(written) <= ROUTING_BYTES else ""
 
 
 def note(call: Call) -> list[Any]:
@@ -91,6 +119,11 @@ def interrupted(row: Row, price: PriceRow | None, progress: tuple[float, int, in
 def cost_of(row: Row, price: PriceRow | None) -> int | None:
     """Cost in nano-units of the tokens and the GPU time on a row; None without a price."""
     return charged(price, row[29], row[30], row[23] + row[24] + row[25])
+
+
+def completed(row: Row) -> Row:
+    """A row that an older version of the gateway left in the spool."""
+    return [*row, *[""] * (len(COLUMNS) - len(row))] if len(row) < len(COLUMNS) else row
 
 
 def price_entry(price: PriceRow | None) -> list[Any] | None:

@@ -30,7 +30,9 @@ logger = logging.getLogger(__name__)
 SEGMENT_BYTES = 8 << 20
 NOTES_BYTES = 1 << 20
 # How much longer the entry at the end of a call may be than the one at its beginning.
-CLOSE_EXTRA = 1024
+CLOSE_EXTRA = 3072
+# What a disk that refused entries must take before calls are admitted again.
+PROOF_BYTES = 4096
 # Rows waiting for the database in memory; beyond it they are read from their segment again when it is back.
 MAX_ROWS_IN_MEMORY = 20_000
 
@@ -148,8 +150,8 @@ class Spool:
                 self._write(home, line)
                 del self.unwritten[call_id]
             # Blank lines say nothing.
-            self._write(segment, b"\n" * 4 * CLOSE_EXTRA)
-            self._empty(segment, segment.size - 4 * CLOSE_EXTRA)
+            self._write(segment, b"\n" * PROOF_BYTES)
+            self._empty(segment, segment.size - PROOF_BYTES)
         except OSError:
             return
         self.problem = ""

@@ -31,6 +31,9 @@ ROWS = {
 }
 
 
+# What a record says of an attempt that another backend followed.
+TOLD = {"is busy": [["one", "busy"]], "lacks the model": [["one", "lacks_model"]]}
+
 models = iter(MODELS[1:])
 
 
@@ -111,11 +114,16 @@ async def test_u5_a_call_has_one_record_and_is_billed_once_however_often_it_was_
         answer = await met(gateway, client, fakes[0], fault)
         record = await gateway.record(answer.headers["x-request-id"], PATIENCE)
         assert (record.outcome, record.status, record.attempts) == said, answer.text
+        routing = json.loads(record.routing)
+        assert routing.get("failed", []) == TOLD.get(what, [])
+        assert (routing["warm"], routing["of"]) == (record.attempts == 1, 1 if what == "lacks the model" else 2)
+        assert len(routing["limits"]) == 3
         tokens = record.prompt_tokens + record.completion_tokens
         assert bool(tokens) == billed
         if said[0] == "ok":
             final = json.loads(answer.text.splitlines()[-1])
             assert tokens == final["prompt_eval_count"] + final["eval_count"]
+            assert [AMOUNT - total for _, total, _ in routing["limits"]] == left(answer)
         await check_account(gateway, row, client)
 
 

@@ -39,6 +39,7 @@ DEFAULTS = {
     "price_id": None,
     "cost_nano": None,
     "currency": "EUR",
+    "routing": "",
 }
 
 

@@ -177,3 +177,52 @@ def test_u1_a_price_survives_the_spool(price):
     row = make_row()
     assert rows.cost_of(row, again) == rows.cost_of(row, price)
     assert AT["id"] == 0
+
+
+def held(*limits):
+    """As (id, used and held, amount)."""
+    return SimpleNamespace(held=[(SimpleNamespace(id=pk, amount=most), None, 1, total) for pk, total, most in limits])
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({}, {}),
+        ({"chosen": (True, 0, 1)}, {"warm": True, "busy": 0, "of": 1}),
+        ({"chosen": (False, 3, 2), "reservation": held()}, {"warm": False, "busy": 3, "of": 2}),
+        ({"reservation": held((7, 30, 100))}, {"limits": [[7, 30, 100]]}),
+        ({"failed_attempts": [("one", "busy")]}, {"failed": [["one", "busy"]]}),
+    ],
+)  # fmt: skip
+def test_why_this_backend_stands_on_the_record(said, expected):
+    written = value(ended(metered({}), **said), "routing")
+    assert (orjson.loads(written) if written else {}) == expected
+
+
+def test_what_is_said_of_the_routing_is_bounded():
+    many = held(*((10**12 + number, 2**62, 2**62) for number in range(100)))
+    told = {"chosen": (True, 10**6, 10**6), "failed_attempts": [("é" * 100, "lacks_model")], "reservation": many}
+    routing = rows.routing_of(make_call(**told))
+    assert len(routing.encode()) <= rows.ROUTING_BYTES
+    assert orjson.loads(routing)["failed"] == [["é" * 100, "lacks_model"]]
+
+
+def test_the_routing_of_an_ordinary_call_costs_next_to_nothing():
+    call = make_call(chosen=(True, 3, 2), reservation=held())
+    rounds = 20_000
+    took = min(timed(lambda: rows.routing_of(call), rounds) for _ in range(5)) / rounds
+    print(f"routing of a call: {1e6 * took:.2f} µs")
+    assert took < 20e-6  # the bar is 1 µs, on a quiet machine
+
+
+def timed(work, rounds):
+    began = time.process_time()
+    for _ in range(rounds):
+        work()
+    return time.process_time() - began
+
+
+def test_s8_rows_that_an_older_version_left_in_the_spool_are_completed():
+    row = make_row()
+    assert rows.completed(row) is row
+    assert rows.completed(row[: AT["routing"]]) == row

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from proxy.ledger import spool
 from proxy.ledger.ledger import left_behind
-from proxy.ledger.rows import AT
+from proxy.ledger.rows import AT, ROUTING_BYTES
 from proxy.ledger.spool import Spool, SpoolFull
 from tests.proxy.spooled import make_row, opened_row, value
 
@@ -188,6 +188,7 @@ def test_s5_the_bound_holds_and_keeps_room_for_the_closes(root):
         for row in running:
             # As long as a close gets: everything that was empty is full.
             row[AT["backend"]], row[AT["error"]], row[AT["model_digest"]] = "é" * 100, "e" * 64, "d" * 64
+            row[AT["routing"]] = '"' * ROUTING_BYTES
             for position in range(AT["queue_us"], AT["gateway_us"] + 1):
                 row[position] = 10**12
             made.close(row)

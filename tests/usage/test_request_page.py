@@ -1,5 +1,6 @@
 """The page of one request: its cost, recomputed by hand; where its time went; how it ended; who may open it."""
 
+import json
 import random
 import re
 from decimal import Decimal
@@ -170,6 +171,39 @@ def test_where_it_was_answered_and_what_limits_hold(key, alice, acme):
     for told in ("gpu1 answered it.", "1 other attempt before it failed", "had to be loaded", "gpt-4o", "qwen3:8b",
                  "d" * 64, "requests per day", "77"):  # fmt: skip
         assert told in html
+
+
+def told(record, **said):
+    UsageRecord.objects.filter(pk=record.pk).update(routing=json.dumps(said))
+    return record
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"warm": True, "busy": 0, "of": 3}, "of the 3 backends that could serve the call: the model warm, nothing"),
+        ({"warm": False, "busy": 2, "of": 1}, "the only backend in rotation that could serve the call (the model cold"),
+    ],
+)
+def test_why_this_backend_is_told(key, alice, said, words):
+    assert words in text_of(open_as(alice, told(make_usage(key), **said)).content.decode())
+
+
+def test_u5_attempts_are_listed_each_with_what_ended_it(key, alice):
+    record = told(make_usage(key, attempts=2), warm=False, busy=0, of=2, failed=[["gpu7", "busy"]])
+    rows = table_of(open_as(alice, record).content.decode(), "Attempts")
+    assert rows[1:] == [["1", "gpu7", "Was busy"], ["2", "gpu1", "It was answered to its end."]]
+
+
+def test_limits_that_a_call_was_counted_against_are_told_as_they_stood(key, alice, acme):
+    tokens = make_limit(5_000, tenant=acme, metric="tokens", window="day")
+    cost = make_limit(10**9, key=key, metric="cost", window="month")
+    record = told(make_usage(key), limits=[[tokens.pk, 750, 1000], [cost.pk, 5 * 10**8, 10**9], [987_654, 1, 2]])
+    rows = table_of(open_as(alice, record).content.decode(), "Limits it was counted against")
+    assert rows[1:] == [
+        ["the tenant acme", "tokens per day", "1,000", "750", "75 %"],
+        [f"key {cost.subject}", "cost per month", "1.00 EUR", "0.50 EUR", "50 %"],
+    ]
 
 
 def test_t1_foreign_and_missing_requests_alike_are_not_there(key, alice, bob, charlie):

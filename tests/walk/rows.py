@@ -1,5 +1,6 @@
 """A row in every table, with one text wherever text goes: also in tables and columns that are made tomorrow."""
 
+import json
 import secrets
 import uuid
 from collections.abc import Callable, Iterator
@@ -182,7 +183,9 @@ class Rows:
             case "proxy.ModelPolicy":
                 return [{"load_options": {"num_gpu": 1}}]
             case "usage.UsageRecord":
-                return [{"outcome": outcome} for outcome in Outcome.values]
+                text = self.text(model._meta.get_field("backend"))[:100]
+                routing = {"warm": True, "busy": 1, "of": 2, "failed": [[text, text]], "limits": [[1, 2, 3]]}
+                return [{"outcome": outcome, "routing": json.dumps(routing)} for outcome in Outcome.values]
             case "admin.LogEntry":
                 return [{"action_flag": CHANGE, "object_id": str(self.first(Tenant).pk)}]
             case "tenants.AuditEntry":

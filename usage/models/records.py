@@ -85,6 +85,13 @@ class UsageRecord(models.Model):
     price = reference(Price, null=True)
     cost_nano = models.BigIntegerField(null=True, help_text="Null: there was no price. That is not 0.")
     currency = models.CharField(max_length=3)
+    routing = models.CharField(
+        max_length=1024,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="Why this backend: JSON, see usage/routing.py.",
+    )
 
     class Meta:
         constraints = [

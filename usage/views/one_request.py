@@ -1,6 +1,6 @@
 """One request: where its time went, where it was answered, how it ended, what it cost and why."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -17,6 +17,7 @@ from usage.models import Price, UsageRecord
 from usage.outcome_words import outcome_words
 from usage.receipts import receipt
 from usage.reports import Scope
+from usage.routing import Counted, Routing, attempts, read
 from usage.views.scoped import address, record_scopes
 from usage.waterfall import waterfall
 
@@ -26,6 +27,7 @@ class Known:
     """What this page needs to know and usage does not: handed in by gateway_site/urls.py."""
 
     limits_of: Callable[[ApiKey], object]  # how the limits stand that hold for a key
+    touched: Callable[[Sequence[Counted]], Sequence[object]]  # how those stood that a call was counted against
     error_words: Callable[[str], tuple[str, str]]  # of an error's code: what happened, what to do next
 
 
@@ -39,13 +41,17 @@ def one_request(request: PersonRequest, pk: UUID, known: Known) -> HttpResponse:
     price = Price.objects.filter(pk=record.price_id).first() if record.price_id else None
     key = _key(request, record)
     scope = next(scope for scope in scopes if request_lists.one(scope, str(pk)))
+    routing = read(record.routing)
+    ended = outcome_words(record.outcome)
     return render(request, "usage/request.html", {
         "record": record,
         "waterfall": waterfall(record),
-        "outcome_words": outcome_words(record.outcome),
+        "outcome_words": ended,
         "error_words": known.error_words(record.error) if record.error else ("", ""),
         "receipt": receipt(record, price) if price and record.cost_nano is not None else None,
-        "backend_words": backend_words(record),
+        "backend_words": backend_words(record, routing),
+        "attempts": attempts(routing, record.backend, ended[0]),
+        "touched": known.touched(routing.limits) if key and routing.limits else [],
         "key": key,
         "limits": known.limits_of(key) if key and not key.revoked_at else None,
         "list": address("requests", scope, {}),
@@ -72,7 +78,7 @@ def _key(request: PersonRequest, record: UsageRecord) -> ApiKey | None:
     return visible.select_related("tenant", "user").filter(pk=record.api_key_id).first()
 
 
-def backend_words(record: UsageRecord) -> list[str]:
+def backend_words(record: UsageRecord, routing: Routing) -> list[str]:
     """Which backend it was, and what is known of why."""
     if not record.backend:
         return ["No backend answered it."]
@@ -83,8 +89,10 @@ def backend_words(record: UsageRecord) -> list[str]:
             f"{others} other {'attempt' if others == 1 else 'attempts'} before it failed; it was sent on before the "
             "client had got a byte."
         )
-    elif record.attempts == 1:
+    elif record.attempts == 1 and not routing.why:
         found.append("It was the gateway's first choice.")
+    if routing.why:
+        found.append(routing.why)
     if record.queue_us:
         found.append("It waited until a slot there was free.")
     if record.load_us >= LOADED_US:
