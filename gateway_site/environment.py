@@ -22,6 +22,13 @@ def text(name: str, default: str = "") -> str:
     return os.getenv(name, default)
 
 
+def data_home() -> Path:
+    """Where data is kept if DATA_DIR does not say: beside the program, or per user where the program is installed as a
+    tool and nothing is to be written beside it."""
+    source = Path(__file__).resolve().parent.parent
+    return source / "data" if (source / "manage.py").exists() else Path("~/.local/share/ollama-gateway")
+
+
 def flag(name: str, default: bool) -> bool:
     value = text(name, str(default))
     if value not in ("True", "False"):

@@ -15,9 +15,7 @@ from proxy.configuration import Configuration
 from proxy.cors import check_patterns
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-# Installed as a tool, the program lies where nothing is to be written.
-_DATA_HOME = BASE_DIR / "data" if (BASE_DIR / "manage.py").exists() else Path("~/.local/share/ollama-gateway")
-DATA_DIR = Path(env.text("DATA_DIR", str(_DATA_HOME))).expanduser().resolve()
+DATA_DIR = Path(env.text("DATA_DIR") or env.data_home()).expanduser().resolve()
 
 # config.json of another gateway (docs/switching.md), by default where its container has it: what it says of addresses,
 # logs and metrics are our defaults, and variables go first. Its servers, keys and rules are imported by `serve`.
@@ -297,6 +295,8 @@ TRUSTS_UNIX = "unix" in env.items("TRUSTED_PROXIES")
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 # Not behind a proxy that is not believed: all it brings looks like http, and would be redirected for ever.
 SECURE_SSL_REDIRECT = HTTPS and bool(TRUSTED_PROXIES or TRUSTS_UNIX)
+# Where `serve` speaks TLS itself there is no plain port to redirect from; gateway_site/checks.py says the rest.
+SILENCED_SYSTEM_CHECKS = ["security.W008"] if HTTPS and not SECURE_SSL_REDIRECT else []
 METRICS_ENABLED = env.flag("METRICS_ENABLED", _FILE.metrics_enabled)
 # Who may read /metrics besides loopback.
 METRICS_NETWORKS = env.networks("METRICS_NETWORKS", "127.0.0.0/8,::1/128")

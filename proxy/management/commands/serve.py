@@ -14,7 +14,7 @@ from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
 
 from gateway_site import start
-from gateway_site.server import ServerOptions, run
+from gateway_site.server import ServerOptions, run, tls
 from tenants import first_run
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,7 @@ class Command(BaseCommand):
                 f"{workers} workers count limits together in Redis: set REDIS_URL. LIMITS_PER_WORKER=True accepts that "
                 f"each of them allows the whole amount of every limit."
             )
+        check_certificate(options["tls_cert"], options["tls_key"])
         if options["cache_ttl"]:
             keep_answers_for(options["cache_ttl"])
         prepare_database()
@@ -113,6 +114,19 @@ class Command(BaseCommand):
         code = _serve_on_daphne(chosen) if options["server"] == "daphne" else run(*GATEWAY, chosen)
         if code:
             raise SystemExit(code)
+
+
+def check_certificate(certificate: str | None, key: str | None) -> None:
+    if not certificate and not key:
+        return
+    if not certificate or not key:
+        raise CommandError("--tls-cert and --tls-key: give both, or neither.")
+    try:
+        warning = tls.check(certificate, key)
+    except tls.BadCertificate as exc:
+        raise CommandError(str(exc)) from None
+    if warning:
+        logger.warning("%s", warning)
 
 
 def _listening_address(text: str) -> tuple[str, int]:
