@@ -1,6 +1,7 @@
 """The console script `ollama-gateway`: `serve` and the other commands of manage.py, and `run`, a small client.
 
-`run` is for machines that have no gateway, so it must not load settings, which make secrets and a data directory.
+`run`, `--help` and `--version` are for machines that have no gateway, too, so they must not load settings, which make
+secrets and a data directory.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,27 @@ TIMEOUT = httpx.Timeout(600, connect=10)
 INTERRUPTED = 130
 
 Message = dict[str, str]
+
+# `ollama-gateway key create …` is `manage.py create_key …`.
+ACTIONS = {
+    "key": {"create": "create_key", "list": "list_keys", "revoke": "revoke_key"},
+    "backend": {"add": "add_backend", "list": "list_backends", "disable": "disable_backend"},
+}
+USAGE = """\
+ollama-gateway COMMAND [--help]
+
+  demo                                a gateway with two fake Ollamas, to look at
+  serve                               the gateway
+  doctor                              what is wrong here, and how to mend it
+  run MODEL [PROMPT]                  a question or a conversation, through a gateway
+  key create|list|revoke              keys: create --tenant NAME --name WHAT-FOR
+  backend add|list|disable            Ollama servers: add NAME URL
+  create_admin, create_tenant, create_user
+  install_service                     starts the gateway with the machine
+
+Started without anything else, `serve` prints a link that leads through the rest. Data is kept in {data};
+DATA_DIR chooses another place. All commands: ollama-gateway help --commands
+"""
 
 
 class Refused(Exception):
@@ -43,15 +66,36 @@ class Account:
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0: done, 1: refused, 2: wrong usage, 130: interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["run"]:
+    if arguments in ([], ["help"], ["-h"], ["--help"]):
+        print(USAGE.format(data=env.text("DATA_DIR") or env.data_home()), end="")
+        return 0
+    if arguments in (["--version"], ["version"]):
+        print(version())
+        return 0
+    if arguments[0] == "run":
         parser = argparse.ArgumentParser(prog="ollama-gateway run", description=RUN_HELP)
         add_run_arguments(parser)
         return run(**vars(parser.parse_args(arguments[1:])))
+    if actions := ACTIONS.get(arguments[0]):
+        if arguments[1:2] == [] or arguments[1] not in actions:
+            print(f"usage: ollama-gateway {arguments[0]} {'|'.join(actions)} …", file=sys.stderr)
+            return 0 if arguments[1:] in (["-h"], ["--help"]) else 2
+        arguments = [actions[arguments[1]], *arguments[2:]]
+    if arguments[0] == "demo" and not env.text("DATA_DIR"):
+        # Apart from the gateway that `serve` would run here next.
+        os.environ["DATA_DIR"] = str(env.data_home().expanduser() / "demo")
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway_site.settings")
     from django.core.management import execute_from_command_line
 
-    execute_from_command_line(["ollama-gateway", *(arguments or ["help"])])
+    execute_from_command_line(["ollama-gateway", *arguments])
     return 0
+
+
+def version() -> str:
+    try:
+        return metadata.version("ollama-gateway")
+    except metadata.PackageNotFoundError:
+        return "not installed: it runs from its source"
 
 
 RUN_HELP = (

@@ -134,7 +134,7 @@ def kept_secret(name: str, directory: Path) -> str:
         return path.read_text(encoding="ascii")
     except FileNotFoundError:
         pass
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Written beside and linked: of several processes that start at once, one wins and all read the same value.
     draft = path.with_suffix(f".{os.getpid()}")
     draft.touch(mode=0o600)

@@ -109,12 +109,18 @@ def what_to_do(holder: str, port: int) -> str:
 
 def holder_of(port: int) -> str | None:
     """Name and pid of a process that listens on `port`, as far as Linux lets us see it."""
+    found = listener_of(port)
+    return found and f"{found[0]} (pid {found[1]})"
+
+
+def listener_of(port: int) -> tuple[str, int] | None:
+    """(name, pid)"""
     inodes = set(_listening_inodes(port))
     if not inodes:
         return None
     for process in Path("/proc").glob("[0-9]*"):
         if any(link in inodes for link in _descriptors(process)):
-            return f"{_name(process)} (pid {process.name})"
+            return _name(process), int(process.name)
     return None
 
 

@@ -102,8 +102,11 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _child(*arguments: str) -> subprocess.Popen[str]:
+    source = settings.BASE_DIR / "manage.py"
+    # Installed, there is no manage.py. -P: not what lies in the current directory under one of our names.
+    program = [str(source)] if source.exists() else ["-P", "-m", "gateway_site.cli"]
     return subprocess.Popen(  # noqa: S603 - our own program
-        [sys.executable, str(settings.BASE_DIR / "manage.py"), *arguments],
+        [sys.executable, *program, *arguments],
         stdout=subprocess.PIPE if arguments[0] == "fake_ollama" else subprocess.DEVNULL,
         text=True,
         # Ctrl-C in a terminal goes to the whole group; the children are ended by us, in order.
