@@ -298,7 +298,8 @@ SECURE_SSL_REDIRECT = HTTPS and bool(TRUSTED_PROXIES or TRUSTS_UNIX)
 # Where `serve` speaks TLS itself there is no plain port to redirect from; gateway_site/checks.py says the rest.
 SILENCED_SYSTEM_CHECKS = ["security.W008"] if HTTPS and not SECURE_SSL_REDIRECT else []
 METRICS_ENABLED = env.flag("METRICS_ENABLED", _FILE.metrics_enabled)
-# Who may read /metrics besides loopback.
+# Who may read /metrics: these networks, and who brings one of these (`Authorization: Bearer …`).
+METRICS_TOKENS = env.items("METRICS_TOKEN")
 METRICS_NETWORKS = env.networks("METRICS_NETWORKS", "127.0.0.0/8,::1/128")
 METRICS_PATH = env.matching(
     "METRICS_PATH", _FILE.metrics_path, r"/(?!api/|v1/|k/|admin/)[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", "/metrics"
@@ -351,6 +352,8 @@ GATEWAY = Configuration(
     drain_seconds=env.seconds("DRAIN_SECONDS", 30),
     failed_credentials_per_minute=env.integer("FAILED_CREDENTIALS_PER_MINUTE", 30, minimum=1),
     access_log=env.flag("ACCESS_LOG", _FILE.access_log),
+    metrics_dir=DATA_DIR / "metrics",
+    metrics_namespace=METRICS_NAMESPACE,
     site_url=env.text("SITE_URL").rstrip("/"),
     cors_origins=CORS_ORIGINS,
     host_names=tuple(ALLOWED_HOSTS),

@@ -40,6 +40,9 @@ class Configuration:
     drain_seconds: float = 30
     failed_credentials_per_minute: int = 30
     access_log: bool = False
+    # Where the processes of a host tell each other what they have counted; None: each is asked for its own.
+    metrics_dir: Path | None = None
+    metrics_namespace: str = "gateway"
     # The address people use; and whose web pages may call besides its own (proxy/cors.py).
     site_url: str = ""
     cors_origins: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from channels.consumer import AsyncConsumer
 
 from proxy import headers as header_rules
-from proxy import listings, metrics
+from proxy import listings
 from proxy.admission import NOT_ACCEPTED, check_address
 from proxy.call import Call
 from proxy.client import Client, ClientGone, Headers, Receive, Scope, Send
@@ -15,7 +15,7 @@ from proxy.cors import WITHHELD, granted, preflight
 from proxy.dialects import OLLAMA
 from proxy.dialects.anthropic import token_count
 from proxy.dialects.base import go_json
-from proxy.dispatch import Dispatch
+from proxy.dispatch import CLIENT_CLOSED_REQUEST, Dispatch
 from proxy.errors import (
     Forbidden,
     InternalError,
@@ -67,16 +67,19 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
             await self.answer(call, client)
         except Refusal as refusal:
             if call.reservation is None:
-                metrics.observe_refusal(call, refusal.code)
+                self.runtime.answered(call, refusal.status, refusal.code)
             await self.refuse(call, client, refusal)
             if call.reservation is None:
                 self.runtime.count_refusal(call, client.headers, refusal)
         except ClientGone:
-            pass  # nobody to answer, and nothing was admitted
+            # Nobody to answer, and nothing was admitted.
+            self.runtime.answered(call, CLIENT_CLOSED_REQUEST, "client_gone")
         except Exception:
             # An exception that escapes after the headers kills the reaper of Daphne 4.2:
             # every later failure in this process then hangs, instead of answering 500.
             logger.exception("Could not answer %s", call.id)
+            if call.reservation is None:
+                self.runtime.answered(call, 500, "internal_error")
             await self.refuse(call, client, InternalError())
 
     def new_call(self, scope: Scope, client: Client) -> Call:
@@ -161,6 +164,7 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
             raise Forbidden("origin_not_allowed", FOREIGN_PAGE)
         asked = client.header(b"access-control-request-headers") or b""
         headers = preflight(methods, asked, self.runtime.configuration.auth_header)
+        self.runtime.answered(call, 204)
         await client.start(204, [*headers, (b"x-request-id", call.id.encode()), *header_rules.SAFETY])
         await client.end()
 
@@ -230,6 +234,7 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
         ]
         if call.adjusted:
             headers.append((b"x-gateway-adjusted", ", ".join(call.adjusted).encode("ascii", "replace")))
+        self.runtime.answered(call, 200)
         await client.start(200, headers)
         await client.end(b"" if call.method == "HEAD" else body)
 

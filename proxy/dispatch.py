@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from proxy import headers as header_rules
-from proxy import metrics
 from proxy.admission import NOT_ACCEPTED
 from proxy.call import Call
 from proxy.client import Client, Headers
@@ -35,7 +34,6 @@ from proxy.upstream.wire import Answer
 from usage.costs import PriceRow, cost_nano, pick
 
 logger = logging.getLogger(__name__)
-access_log = logging.getLogger("proxy.access")
 
 MAX_ATTEMPTS = 2
 # What a large model makes on a slow machine; how long an answer in one piece may take is judged by it.
@@ -347,15 +345,4 @@ class Dispatch:
             runtime.limits.settle(call.reservation, Amounts(tokens + completion, row[AT["cost_nano"]] or 0))
         else:
             runtime.limits.release(call.reservation)
-        metrics.observe_call(call, tokens, completion)
-        if runtime.configuration.access_log:
-            self._log(row)
-
-    def _log(self, row: Row) -> None:
-        call = self.call
-        assert call.key is not None
-        access_log.info(
-            "%s %s %s %d %s key=%s model=%s backend=%s tokens=%d+%d ms=%d",
-            call.id, call.address, row[AT["endpoint"]], call.status, call.outcome, call.key.prefix, call.asked,
-            row[AT["backend"]], row[AT["prompt_tokens"]], row[AT["completion_tokens"]], row[AT["total_us"]] // 1000,
-        )  # fmt: skip
+        runtime.recorded(call, row)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from proxy import metrics
+from proxy.access_log import AccessLog
 from proxy.admission import Admission
 from proxy.alerts.watch import AlertsWatch
 from proxy.call import Call, Ids
@@ -21,9 +21,11 @@ from proxy.fleet.reports import BackendReports
 from proxy.headers import instance_mark
 from proxy.host_names import HostNames
 from proxy.ledger import Ledger
+from proxy.ledger.rows import Row
 from proxy.limits import Limits, Rule
 from proxy.limits.engine import Counted
 from proxy.live.board import Board
+from proxy.metrics import Metrics
 from proxy.routes import Right
 from proxy.rules_watch import RulesWatch
 from proxy.snapshot import Snapshot, Tables
@@ -63,6 +65,8 @@ class Runtime:
             patience=configuration.redis_patience_seconds,
         )
         self.calls: set[Call] = set()
+        self.metrics = Metrics(configuration)
+        self.access_log = AccessLog() if configuration.access_log else None
         self.board = Board(self)
         self.draining = False
         self.snapshot: Snapshot | None = None
@@ -97,6 +101,7 @@ class Runtime:
         self.ledger.start()
         self.limits.start()
         self.fleet = Fleet(self.configuration, self.instance)
+        self.metrics.start()
         self._rules = RulesWatch(lambda tables: _call_soon(loop, self._apply, tables), self.configuration.time_zone)
         self._rules.start()
         self._sweeper = asyncio.create_task(self._sweep_for_ever(), name="sweeper")
@@ -147,6 +152,11 @@ class Runtime:
                 self.board.cancel(call.id, by)
 
     def look_at_rules(self) -> None:
+    @property
+    def rules_age(self) -> float:
+        """Seconds since the database was heard of."""
+        return max(0.0, time.monotonic() - self._rules.last_contact)
+
         """Now, rather than within the quarter of a second that it takes by itself."""
         self._rules.look_now()
 
@@ -238,7 +248,7 @@ class Runtime:
         if snapshot is not None and snapshot.valid_until is not None and snapshot.valid_until <= epoch:
             self._use(snapshot.refreshed(epoch))
         self.fleet.sweep()
-        metrics.observe_runtime(self)
+        self.metrics.tick(self)
         self.board.tick()
 
     # gateway_site.server.Drainable
@@ -306,6 +316,9 @@ class Runtime:
             return False
         try:
             self.rules()
+        await self.metrics.close()
+        if self.access_log is not None:
+            await self.access_log.close()
         except Unavailable:
             return False
         return True

@@ -43,6 +43,8 @@ class Fleet:
         self.survey = NOTHING
         self._watches: dict[int, Watch] = {}
         self._retries = RETRY_BURST
+        # How often each backend left rotation, by name.
+        self.openings: dict[str, int] = {}
 
     def apply(self, backends: Sequence[Backend]) -> None:
         """Takes over the backends of a new snapshot. Those that left finish their calls on the old connections."""
@@ -187,6 +189,7 @@ class Fleet:
     def failed(self, state: BackendState, what: str) -> None:
         """A fault of a backend, for its breaker."""
         if state.breaker.failed(time.monotonic()):
+            self.openings[state.name] = self.openings.get(state.name, 0) + 1
             logger.warning(
                 "Backend %s left rotation after %d failures, the last: %s", state.name, state.breaker.failures, what
             )

@@ -1,0 +1,112 @@
+"""One line of JSON a call, for those who search logs: ids, names, counts and durations; no prompts, no keys (L7)."""
+
+import asyncio
+import json
+import os
+from collections import deque
+
+import orjson
+
+from proxy.call import Call
+from proxy.ledger.rows import AT, Row
+from proxy.threads import WorkThread
+
+FLUSH_SECONDS = 0.2
+# Lines that wait for a reader of the log that is too slow; what comes beyond them is left out, and counted.
+MOST_WAITING = 20_000
+# What a pipe takes in one piece, so that lines of several processes are not mixed.
+PIECE_BYTES = 4096
+
+_TEXTS = ("tenant_name", "backend", "model")
+_NUMBERS = ("prompt_tokens", "completion_tokens", "bytes_in", "bytes_out", "attempts")
+_AT_TEXTS = [(name.removesuffix("_name"), AT[name]) for name in _TEXTS]
+_AT_NUMBERS = [(name, AT[name]) for name in _NUMBERS]
+_QUEUE, _FIRST, _TOTAL, _OURS = AT["queue_us"], AT["first_token_us"], AT["total_us"], AT["gateway_us"]
+_ADDRESS = AT["client_address"]
+
+
+class AccessLog:
+    """Writes to the standard error, as all other logs, in a thread: who reads it must not hold up calls."""
+
+    def __init__(self, descriptor: int = 2) -> None:
+        self.dropped = 0
+        self._descriptor = descriptor
+        self._waiting: deque[bytes] = deque()
+        self._thread: WorkThread | None = None
+        self._due: asyncio.TimerHandle | None = None
+
+    def ended(self, call: Call, row: Row) -> None:
+        """A call that has a record."""
+        line = self._beginning(call, call.status, call.outcome, call.error)
+        line["key"] = call.key.prefix if call.key is not None else ""
+        for name, position in _AT_TEXTS:
+            line[name] = row[position]
+        for name, position in _AT_NUMBERS:
+            line[name] = row[position]
+        line["queue_ms"], line["first_token_ms"] = row[_QUEUE] / 1000, row[_FIRST] / 1000
+        line["gateway_ms"], line["total_ms"] = row[_OURS] / 1000, row[_TOTAL] / 1000
+        line["address"] = row[_ADDRESS]
+        self._add(line)
+
+    def answered(self, call: Call, status: int, code: str = "") -> None:
+        """A request that has none. The path is that of the route: what somebody made up may hold anything."""
+        line = self._beginning(call, status, "refused" if code else "answered", code)
+        line["key"] = call.key.prefix if call.key is not None else ""
+        line["address"] = str(call.address) if call.address is not None else None
+        self._add(line)
+
+    def _beginning(self, call: Call, status: int, outcome: str, error: str) -> dict[str, object]:
+        return {
+            "time": call.started_text,
+            "id": call.id,
+            "client_id": call.client_request_id,
+            "method": call.method,
+            "endpoint": call.route.path if call.route is not None else "other",
+            "stream": call.stream,
+            "status": status,
+            "outcome": outcome,
+            "error": error,
+        }
+
+    def _add(self, line: dict[str, object]) -> None:
+        if len(self._waiting) >= MOST_WAITING:
+            self.dropped += 1
+            return
+        text = orjson.dumps(line)
+        if not text.isascii():
+            text = json.dumps(line).encode()  # control characters that are no ASCII ones (T11)
+        self._waiting.append(text + b"\n")
+        if self._due is None:
+            self._due = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush)
+
+    def _flush(self) -> None:
+        if self._thread is None:
+            self._thread = WorkThread("access log")
+        written = self._thread.run(self._write)
+        written.add_done_callback(self._flushed)
+
+    def _flushed(self, written: "asyncio.Future[None]") -> None:
+        self._due = None
+        if not written.cancelled() and written.exception() is None and self._waiting:
+            self._due = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush)
+
+    def _write(self) -> None:
+        waiting, piece = self._waiting, b""
+        while waiting:
+            line = waiting.popleft()
+            if piece and len(piece) + len(line) > PIECE_BYTES:
+                os.write(self._descriptor, piece)
+                piece = b""
+            piece += line
+        if piece:
+            os.write(self._descriptor, piece)
+
+    async def close(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+        if self._thread is None and self._waiting:
+            self._thread = WorkThread("access log")
+        if self._thread is not None:
+            last = self._thread.run(self._write)
+            self._thread.stop()
+            await asyncio.wait({last}, timeout=1)

@@ -1,0 +1,205 @@
+"""What Prometheus is told. Labels are closed sets or bounded (labels.py); nothing is of keys or prompts."""
+
+import asyncio
+import logging
+import socket
+import time
+from math import isfinite
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
+from prometheus_client.core import REGISTRY, Metric
+from prometheus_client.registry import Collector
+
+from proxy.call import Call
+from proxy.configuration import Configuration
+from proxy.ledger.rows import Row
+from proxy.metrics.families import ANSWERED, REFUSED, metrics
+from proxy.metrics.gauges import counters, gauges, usable_keys
+from proxy.metrics.host import host_metrics
+from proxy.metrics.labels import Labels
+from proxy.metrics.shared import Pages, SharedNumbers, Told, added_pages, lasting
+from proxy.metrics.tally import Sum, Tally
+from proxy.snapshot import Tables
+from proxy.threads import WorkThread
+
+if TYPE_CHECKING:
+    from proxy.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+# Between two times that a process tells its numbers, and those of its pages, which take some milliseconds.
+TELL_SECONDS = 1.0
+TELL_PAGES_SECONDS = 5.0
+
+# When each counter was made: twice as many lines, which nobody reads.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Metrics:
+    """Of one process. What is told of calls is the loop's; `page` may be asked in any thread."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.configuration = configuration
+        self.labels = Labels()
+        self.tally = Tally(self.labels)
+        self._gauges: list[list[object]] = []
+        self._tables: Tables | None = None
+        self._keys: tuple[Tables, int] | None = None
+        self._pages: Pages = []
+        self._pages_of = -TELL_PAGES_SECONDS
+        self._shared: SharedNumbers | None = None
+        if configuration.metrics_dir is not None:
+            self._shared = SharedNumbers(configuration.metrics_dir, socket.gethostname())
+        self._thread: WorkThread | None = None
+        self._telling: asyncio.Future[None] | None = None
+        self._failing = False
+
+    # On the path of a call
+
+    def ended(self, call: Call, row: Row) -> None:
+        """A call that has a record, completed."""
+        self.tally.admitted(call, row)
+
+    def answered(self, call: Call, status: int, code: str = "") -> None:
+        """A request without a record was answered by ourselves, or refused with a code."""
+        self.tally.answered(call, status, _age_us(call), REFUSED if code else ANSWERED, code)
+
+    # Once a second
+
+    def start(self) -> None:
+        """In the loop."""
+        if self._shared is not None:
+            self._thread = WorkThread("metrics")
+            self._telling = self._thread.run(self._join)
+
+    def tick(self, runtime: "Runtime") -> None:
+        self._gauges = gauges(runtime)
+        self.tally.counters.update(counters(runtime))
+        self._tables = runtime.snapshot.tables if runtime.snapshot is not None else None
+        if self._thread is not None and (self._telling is None or self._telling.done()):
+            self._telling = self._thread.run(self._tell)
+
+    async def close(self) -> None:
+        """Tells the last numbers, and leaves them to the others."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            last = thread.run(self._leave)
+            thread.stop()
+            await asyncio.wait({last}, timeout=1)
+
+    def _join(self) -> None:
+        assert self._shared is not None
+        try:
+            self._shared.open()
+            self.labels.share(self._shared.labels)
+        except OSError as exc:
+            logger.warning("Metrics are those of one process only: %s", exc)
+
+    def _tell(self) -> None:
+        assert self._shared is not None
+        try:
+            self._shared.write(self._told)
+            if self._shared.is_open:
+                self._shared.fold()
+            self._failing = False
+        except OSError as exc:
+            if not self._failing:
+                logger.warning("Metrics of this process cannot be written for the others: %s", exc)
+            self._failing = True
+
+    def _leave(self) -> None:
+        assert self._shared is not None
+        try:
+            self._pages_of = -TELL_PAGES_SECONDS
+            self._shared.write(self._told)
+        except OSError as exc:
+            logger.warning("The last metrics of this process are lost: %s", exc)
+        self._shared.close()
+        self.labels.close()
+
+    def _told(self) -> Told:
+        now = time.monotonic()
+        if now - self._pages_of >= TELL_PAGES_SECONDS:
+            self._pages, self._pages_of = _of_django(), now
+        told = self.tally.told()
+        return {**told, "gauges": [*self._gauges, *self._key_count()], "pages": self._pages}
+
+    def _key_count(self) -> list[list[object]]:
+        tables = self._tables
+        if tables is None:
+            return []
+        if self._keys is None or self._keys[0] is not tables:
+            self._keys = tables, usable_keys(tables, time.time())
+        return [["api_keys", "", self._keys[1]]]
+
+    # When it is asked
+
+    def page(self) -> bytes:
+        """The numbers of all processes of this host, as Prometheus reads them. Blocks: for a thread."""
+        living, gone = self._tellings()
+        total = Sum()
+        for told in (*living, *gone):
+            total.add(told)
+        pages = added_pages([*(told["pages"] for told in living), *(lasting(told["pages"]) for told in gone)])
+        registry = CollectorRegistry(auto_describe=False)
+        configuration = self.configuration
+        registry.register(
+            _Found([
+                *metrics(
+                    total,
+                    [told["gauges"] for told in living],
+                    configuration.metrics_namespace,
+                    configuration.currency,
+                ),
+                *host_metrics(configuration.metrics_namespace, configuration.spool_dir.parent),
+                *_families(pages),
+            ])
+        )  # fmt: skip
+        return generate_latest(registry)
+
+    def _tellings(self) -> tuple[list[Told], list[Told]]:
+        self._pages_of = -TELL_PAGES_SECONDS
+        if self._shared is not None and self._shared.is_open:
+            try:
+                # By its file, as for the others: who is asked next must not find less than this answer says.
+                self._shared.write(self._told)
+                return self._shared.read()
+            except OSError as exc:
+                logger.warning("The metrics of other processes cannot be read: %s", exc)
+        return [self._told()], []
+
+
+class _Found(Collector):
+    def __init__(self, found: list[Metric]) -> None:
+        self._found = found
+
+    def collect(self) -> list[Metric]:
+        return self._found
+
+
+def _of_django() -> Pages:
+    """django_http_*, django_db_*, and what prometheus_client says of the process."""
+    return [
+        [
+            family.name,
+            family.documentation,
+            family.type,
+            [[sample.name, sample.labels, sample.value] for sample in family.samples if isfinite(sample.value)],
+        ]
+        for family in REGISTRY.collect()
+    ]
+
+
+def _families(pages: Pages) -> list[Metric]:
+    families = []
+    for name, documentation, kind, samples in pages:
+        metric = Metric(name, documentation, kind)
+        for sample, labels, value in samples:
+            metric.add_sample(sample, labels, value)
+        families.append(metric)
+    return families
+
+
+def _age_us(call: Call) -> int:
+    return int((time.monotonic() - call.started_at) * 1_000_000)
