@@ -64,10 +64,10 @@ class Runtime:
             lease_seconds=configuration.limit_lease_seconds,
             patience=configuration.redis_patience_seconds,
         )
-        self.calls: set[Call] = set()
         self.metrics = Metrics(configuration)
         self.access_log = AccessLog() if configuration.access_log else None
         self.board = Board(self)
+        self.calls: set[Call] = set()
         self.draining = False
         self.snapshot: Snapshot | None = None
         self.ledger: Ledger
@@ -100,9 +100,9 @@ class Runtime:
         self.ledger = Ledger(self.configuration)
         self.ledger.start()
         self.limits.start()
-        self.fleet = Fleet(self.configuration, self.instance)
         self.metrics.start()
         self._rules = RulesWatch(lambda tables: _call_soon(loop, self._apply, tables), self.configuration.time_zone)
+        self.fleet = Fleet(self.configuration, self.instance)
         self._rules.start()
         self._sweeper = asyncio.create_task(self._sweep_for_ever(), name="sweeper")
         self.board.start()
@@ -151,13 +151,13 @@ class Runtime:
             elif (by := snapshot.tables.cancelled.get(call.id)) is not None:
                 self.board.cancel(call.id, by)
 
-    def look_at_rules(self) -> None:
     @property
     def rules_age(self) -> float:
         """Seconds since the database was heard of."""
         return max(0.0, time.monotonic() - self._rules.last_contact)
 
         """Now, rather than within the quarter of a second that it takes by itself."""
+    def look_at_rules(self) -> None:
         self._rules.look_now()
 
     def may_go_on(self, call: Call) -> bool:
@@ -229,6 +229,18 @@ class Runtime:
                 self._sweep()
             except Exception:
                 # Nobody else judges deadlines (L5).
+    def recorded(self, call: Call, row: Row) -> None:
+        """A call has ended, with its completed record."""
+        self.metrics.ended(call, row)
+        if self.access_log is not None:
+            self.access_log.ended(call, row)
+
+    def answered(self, call: Call, status: int, code: str = "") -> None:
+        """A request that has no record was answered, or refused with a code."""
+        self.metrics.answered(call, status, code)
+        if self.access_log is not None:
+            self.access_log.answered(call, status, code)
+
                 logger.exception("The sweeper failed")
 
     def _sweep(self) -> None:
@@ -304,6 +316,9 @@ class Runtime:
             return
         try:
             if self._loop.is_running():  # in another thread: runserver's
+        await self.metrics.close()
+        if self.access_log is not None:
+            await self.access_log.close()
                 asyncio.run_coroutine_threadsafe(self.close(), self._loop).result(8)
             else:
                 self._loop.run_until_complete(self.close())
@@ -316,9 +331,6 @@ class Runtime:
             return False
         try:
             self.rules()
-        await self.metrics.close()
-        if self.access_log is not None:
-            await self.access_log.close()
         except Unavailable:
             return False
         return True
