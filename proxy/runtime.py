@@ -66,8 +66,8 @@ class Runtime:
         )
         self.metrics = Metrics(configuration)
         self.access_log = AccessLog() if configuration.access_log else None
-        self.board = Board(self)
         self.calls: set[Call] = set()
+        self.board = Board(self)
         self.draining = False
         self.snapshot: Snapshot | None = None
         self.ledger: Ledger
@@ -101,8 +101,8 @@ class Runtime:
         self.ledger.start()
         self.limits.start()
         self.metrics.start()
-        self._rules = RulesWatch(lambda tables: _call_soon(loop, self._apply, tables), self.configuration.time_zone)
         self.fleet = Fleet(self.configuration, self.instance)
+        self._rules = RulesWatch(lambda tables: _call_soon(loop, self._apply, tables), self.configuration.time_zone)
         self._rules.start()
         self._sweeper = asyncio.create_task(self._sweep_for_ever(), name="sweeper")
         self.board.start()
@@ -156,8 +156,8 @@ class Runtime:
         """Seconds since the database was heard of."""
         return max(0.0, time.monotonic() - self._rules.last_contact)
 
-        """Now, rather than within the quarter of a second that it takes by itself."""
     def look_at_rules(self) -> None:
+        """Now, rather than within the quarter of a second that it takes by itself."""
         self._rules.look_now()
 
     def may_go_on(self, call: Call) -> bool:
@@ -221,14 +221,6 @@ class Runtime:
             code = cause if code == "invalid_key" else code
         self.worker_reports.refused(call.started_epoch, code, prefix)
 
-    async def _sweep_for_ever(self) -> None:
-        """Once a second: deadlines, notes of progress, expired keys and rules. One timer instead of one per call."""
-        while True:
-            await asyncio.sleep(1.0)
-            try:
-                self._sweep()
-            except Exception:
-                # Nobody else judges deadlines (L5).
     def recorded(self, call: Call, row: Row) -> None:
         """A call has ended, with its completed record."""
         self.metrics.ended(call, row)
@@ -241,6 +233,14 @@ class Runtime:
         if self.access_log is not None:
             self.access_log.answered(call, status, code)
 
+    async def _sweep_for_ever(self) -> None:
+        """Once a second: deadlines, notes of progress, expired keys and rules. One timer instead of one per call."""
+        while True:
+            await asyncio.sleep(1.0)
+            try:
+                self._sweep()
+            except Exception:
+                # Nobody else judges deadlines (L5).
                 logger.exception("The sweeper failed")
 
     def _sweep(self) -> None:
@@ -308,6 +308,9 @@ class Runtime:
         await self.worker_reports.close()
         await self.alerts.stop()
         await self.limits.close()
+        await self.metrics.close()
+        if self.access_log is not None:
+            await self.access_log.close()
         await self.ledger.close(5)
 
     def close_at_exit(self) -> None:
@@ -316,9 +319,6 @@ class Runtime:
             return
         try:
             if self._loop.is_running():  # in another thread: runserver's
-        await self.metrics.close()
-        if self.access_log is not None:
-            await self.access_log.close()
                 asyncio.run_coroutine_threadsafe(self.close(), self._loop).result(8)
             else:
                 self._loop.run_until_complete(self.close())
