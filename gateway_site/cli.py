@@ -44,8 +44,9 @@ ollama-gateway COMMAND [--help]
   create_admin, create_tenant, create_user
   install_service                     starts the gateway with the machine
 
-Started without anything else, `serve` prints a link that leads through the rest. Data is kept in {data};
-DATA_DIR chooses another place. All commands: ollama-gateway help --commands
+Started without anything else, serve prints a link that leads through the rest.
+Data is kept in {data}; DATA_DIR chooses another place.
+All commands: ollama-gateway help --commands
 """
 
 
@@ -103,6 +104,8 @@ RUN_HELP = (
     'from ~/.config/ollama-gateway (url = "…", key = "…").'
 )
 
+NO_KEY = 'This gateway wants an API key: set OLLAMA_GATEWAY_KEY, or write key = "ogw_…" into ~/.config/ollama-gateway.'
+
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="E.g. phi4.")
@@ -124,7 +127,7 @@ def run(*, model: str, prompt: list[str], url: str = "", pull: bool = False) -> 
             else:
                 conversation.hold()
     except Refused as exc:
-        print(exc, file=sys.stderr)
+        print(NO_KEY if exc.code == "missing_key" else exc, file=sys.stderr)
         return 1
     except httpx.InvalidURL as exc:
         print(f"The address of the gateway is no URL: {exc}.", file=sys.stderr)
@@ -211,7 +214,7 @@ class Conversation:
     def _pulled(self) -> bool:
         """Whether a missing model is there now. Asks first, unless that was answered on the command line."""
         if not self.may_pull:
-            if not sys.stdin.isatty():
+            if not sys.stdin.isatty() or not self._key_may_pull():
                 return False
             if input(f"{self.model} is not there. Pull it? [y/N] ").strip().lower() not in ("y", "yes"):
                 return False
@@ -221,6 +224,11 @@ class Conversation:
                 status = str(line.get("status"))
                 print(_harmless(status), file=sys.stderr)
         return True
+
+    def _key_may_pull(self) -> bool:
+        """A gateway says what the key may; a bare Ollama, which does not know the question, lets everybody."""
+        answer = self.client.get("manage/api/key")
+        return answer.status_code != 200 or _object_of(answer.text).get("may_manage") is not False
 
     def _lines(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The objects of a stream. Raises Refused for an error, at its beginning or in its midst."""

@@ -31,9 +31,9 @@ async def ollama():
 class Terminal:
     """The client at a terminal: what is typed goes to its standard input, what it says comes by a pipe."""
 
-    def __init__(self, home, url, *arguments):
+    def __init__(self, home, url, *arguments, **env):
         self.typed, inner = pty.openpty()
-        env = {**os.environ, "HOME": str(home), "OLLAMA_GATEWAY_URL": url, "PYTHONUNBUFFERED": "1"}
+        env = {**os.environ, "HOME": str(home), "OLLAMA_GATEWAY_URL": url, "PYTHONUNBUFFERED": "1", **env}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gateway_site.cli", "run", *arguments],
             cwd=ROOT, env=env, stdin=inner, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -97,6 +97,46 @@ async def test_a_missing_model_is_pulled_if_the_user_says_so(ollama, tmp_path):
     assert not [call for call in ollama.calls if call.path == "/api/pull"]
     code, said = await asyncio.to_thread(agree)
     assert (code, "success" in said) == (0, True), said
+
+
+async def test_pulling_is_offered_to_keys_that_may(make_gateway, ollama, tmp_path):
+    gateway = make_gateway()
+    gateway.make_backend(ollama.url)
+    keys = {may: gateway.make_key(f"may manage: {may}", may_manage=may)[1] for may in (True, False)}
+    await asyncio.to_thread(gateway.start)
+    await gateway.until_it_lists("phi4", key=keys[True])
+
+    def ask(key):
+        terminal = Terminal(tmp_path, gateway.url, "absent-model", "hi", OLLAMA_GATEWAY_KEY=key)
+        terminal.types("n")
+        return terminal.ends()
+
+    code, said = await asyncio.to_thread(ask, keys[True])
+    assert (code, "Pull it? [y/N]" in said) == (1, True), said
+    code, said = await asyncio.to_thread(ask, keys[False])
+    assert (code, "Pull it?" in said) == (1, False), said
+    assert "absent-model" in said
+    code, said = await asyncio.to_thread(ask, "")
+    assert (code, "set OLLAMA_GATEWAY_KEY" in said) == (1, True), said
+
+
+async def test_l7_the_key_is_in_no_process_list(ollama, tmp_path):
+    """It comes from the environment or a file; no argument takes one."""
+    key = "canary-of-a-key"
+
+    def look():
+        terminal = Terminal(tmp_path, ollama.url, "phi4", OLLAMA_GATEWAY_KEY=key)
+        terminal.hears(">>> ")
+        command = Path(f"/proc/{terminal.process.pid}/cmdline").read_bytes()
+        terminal.types("/bye")
+        return command, terminal.ends()
+
+    command, (code, said) = await asyncio.to_thread(look)
+    assert b"phi4" in command
+    assert key.encode() not in command
+    assert (code, key in said) == (0, False)
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--key", key, "phi4"])
 
 
 async def test_l7_the_key_is_shown_nowhere_and_odd_files_are_one_clear_line(tmp_path, monkeypatch, capsys):
