@@ -115,11 +115,27 @@ def _error_in(raw: bytes) -> tuple[str, Mapping[str, Any]]:
     return text if isinstance(text, str) else raw.decode("utf-8", "replace").strip(), said
 
 
-def _renaming(call: Call) -> tuple[bytes, bytes] | None:
-    """How a backend's answers name the model and how the client did, where it used another spelling or an alias."""
-    if call.model is None or call.asked == call.model.served.upstream:
-        return None
-    return b'"model":' + go_json(call.model.served.upstream), b'"model":' + go_json(call.asked)
+Renaming = tuple[bytes, bytes]
+
+
+def renaming(named: str, asked: str) -> Renaming | None:
+    """How a backend's answer names the model and how the client did, where it used another spelling or an alias."""
+    return None if asked == named else (b'"model":' + go_json(named), b'"model":' + go_json(asked))
+
+
+def renamed(line: bytes, names: Renaming) -> bytes:
+    """A line that names the model, with the name that the client asked by (design §11)."""
+    named, asked = names
+    # Ollama's own lines begin with it, and may hold any object further on; elsewhere the first one is it.
+    if line.startswith(b'{"model":') and not line.startswith(named, 1):
+        return line
+    return line.replace(named, asked, 1) if line.startswith((b"{", _DATA)) else line
+
+
+def all_renamed(lines: bytes, names: Renaming | None) -> bytes:
+    if names is None:
+        return lines
+    return b"\n".join([renamed(line, names) for line in lines.split(b"\n")])
 
 
 class Relay:
@@ -141,7 +157,7 @@ class Relay:
         self.headers = headers
         self.gap_seconds = gap_seconds
         self.before_end = before_end
-        self.renaming = _renaming(call)
+        self.renaming = renaming(call.model.served.upstream, call.asked) if call.model is not None else None
         self.names_at_end = False  # as OpenAI's embeddings do, after megabytes of vectors
 
     def run(self, meter: Meter) -> Awaitable[None]:
@@ -206,18 +222,7 @@ class Relay:
 
     def _mended(self, lines: bytes) -> bytes:
         """Whole lines of a stream as the client gets them."""
-        if self.renaming is not None:
-            lines = b"\n".join([self._renamed(line) for line in lines.split(b"\n")])
-        return self._scrubbed(lines)
-
-    def _renamed(self, line: bytes) -> bytes:
-        """A line that names the model, with the name that the client asked by (design §11)."""
-        assert self.renaming is not None
-        served, asked = self.renaming
-        # Ollama's own lines begin with it, and may hold any object further on; elsewhere the first one is it.
-        if line.startswith(b'{"model":') and not line.startswith(served, 1):
-            return line
-        return line.replace(served, asked, 1) if line.startswith((b"{", _DATA)) else line
+        return self._scrubbed(all_renamed(lines, self.renaming))
 
     def _scrubbed(self, lines: bytes) -> bytes:
         """The lines with a backend's errors in words that may leave the house."""
@@ -280,7 +285,7 @@ class Relay:
         if self.names_at_end:
             return held.replace(*self.renaming, 1)
         self.names_at_end = held.startswith(b'{"object":"list"')
-        return bytearray(self._renamed(bytes(held)))
+        return bytearray(renamed(bytes(held), self.renaming))
 
     async def _start(self) -> None:
         self.call.status = 200

@@ -122,6 +122,11 @@ class Connection(asyncio.Protocol):
         else:
             self._alarm = self._loop.call_at(deadline, self._look)
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that Redis has not taken yet."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
     def abort(self) -> None:
         self.closed = True
         if self._transport is not None:

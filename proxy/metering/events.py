@@ -92,7 +92,7 @@ class EventMeter(StreamMeter):
             if event.lstrip(b"\n").startswith(self._form.reporting):
                 self._report = event
             if self._hides_usage:
-                events[number] = _without_usage(event)
+                events[number] = without_usage(event)
         return b"".join(events) if self._hides_usage else chunk
 
     @property
@@ -125,7 +125,7 @@ def data_of(event: bytes) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-def _without_usage(event: bytes) -> bytes:
+def without_usage(event: bytes) -> bytes:
     """An OpenAI event as it would have been had nobody asked for usage; the one that only reports it is dropped."""
     said = data_of(event)
     if not said:
