@@ -58,6 +58,25 @@ def seconds(name: str, default: float) -> float:
     return number
 
 
+def share(name: str, default: float) -> float:
+    value = seconds(name, default)
+    if value > 1:
+        raise ImproperlyConfigured(f"{name}={value}: use a number from 0 to 1")
+    return value
+
+
+def pairs(name: str) -> list[tuple[str, str]]:
+    """`name=value,name=value`, percent-encoded, as OpenTelemetry writes headers."""
+    found = []
+    for item in items(name):
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            # Without the value, which may be a secret.
+            raise ImproperlyConfigured(f"{name}: write it like name=value,name=value")
+        found.append((key.strip().lower(), unquote(value.strip())))
+    return found
+
+
 def choice(name: str, default: str, choices: tuple[str, ...]) -> str:
     value = text(name, default)
     for known in choices:

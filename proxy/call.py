@@ -20,6 +20,7 @@ from usage.costs import PriceRow
 
 if TYPE_CHECKING:
     from proxy.fleet.state import BackendState
+    from proxy.tracing import Trace
 
 
 class Ids:
@@ -100,6 +101,7 @@ class Call:
         "stream",
         "task",
         "total_deadline",
+        "trace",
         "upstream",
         "user_agent",
     )
@@ -162,6 +164,7 @@ class Call:
         self.deadline = 0.0
         self.deadline_reason = Interruption.TOTAL
         self.total_deadline = 0.0
+        self.trace: Trace | None = None  # where traces are sent
 
     def interrupt(self, reason: Interruption) -> None:
         """Ends the call from outside its task. The first reason counts; after the end it does nothing."""

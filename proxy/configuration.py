@@ -1,6 +1,6 @@
 """What the data plane is told once, at start. Everything that changes while it runs is in the snapshot."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
@@ -43,6 +43,11 @@ class Configuration:
     # Where the processes of a host tell each other what they have counted; None: each is asked for its own.
     metrics_dir: Path | None = None
     metrics_namespace: str = "gateway"
+    # Where traces are sent: an OpenTelemetry collector; "" = nowhere. Its headers may hold a token.
+    otel_endpoint: str = ""
+    otel_headers: tuple[tuple[str, str], ...] = field(repr=False, default=())
+    otel_service: str = "ollama-gateway"
+    otel_ratio: float = 1.0
     # The address people use; and whose web pages may call besides its own (proxy/cors.py).
     site_url: str = ""
     cors_origins: tuple[str, ...] = ()

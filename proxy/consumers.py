@@ -91,7 +91,10 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
         address = client_address(client.peer, forwarded, trusted, trusts_unix=trusts_unix)
         epoch = runtime.now()
         raw_path = scope.get("raw_path") or scope["path"].encode()
-        return Call(runtime.ids.new(epoch), scope["method"], raw_path, address, epoch)
+        call = Call(runtime.ids.new(epoch), scope["method"], raw_path, address, epoch)
+        if runtime.tracing is not None:
+            call.trace = runtime.tracing.begin(client.headers)
+        return call
 
     async def answer(self, call: Call, client: Client) -> None:
         runtime = self.runtime

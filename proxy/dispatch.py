@@ -244,7 +244,12 @@ class Dispatch:
             marker,
         )
         credential = b"%b: %b\r\n" % state.backend.credential if state.backend.credential else b""
-        return head + header_rules.towards_backend(client.headers) + ours + credential + b"\r\n"
+        theirs = client.headers
+        if call.trace is not None:
+            # The trace goes on from our span.
+            theirs = [pair for pair in theirs if pair[0] != b"traceparent"]
+            ours += b"traceparent: %b\r\n" % call.trace.header
+        return head + header_rules.towards_backend(theirs) + ours + credential + b"\r\n"
 
     async def _pass_on(self, state: BackendState, answer: Answer) -> None:
         call = self.call

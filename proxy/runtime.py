@@ -64,6 +64,7 @@ class Runtime:
             lease_seconds=configuration.limit_lease_seconds,
             patience=configuration.redis_patience_seconds,
         )
+        self.tracing: Tracing | None = None
         self.metrics = Metrics(configuration)
         self.access_log = AccessLog() if configuration.access_log else None
         self.calls: set[Call] = set()
@@ -226,12 +227,16 @@ class Runtime:
         self.metrics.ended(call, row)
         if self.access_log is not None:
             self.access_log.ended(call, row)
+        if self.tracing is not None:
+            self.tracing.recorded(call, row)
 
     def answered(self, call: Call, status: int, code: str = "") -> None:
         """A request that has no record was answered, or refused with a code."""
         self.metrics.answered(call, status, code)
         if self.access_log is not None:
             self.access_log.answered(call, status, code)
+        if self.tracing is not None:
+            self.tracing.answered(call, status, code)
 
     async def _sweep_for_ever(self) -> None:
         """Once a second: deadlines, notes of progress, expired keys and rules. One timer instead of one per call."""
@@ -311,6 +316,8 @@ class Runtime:
         await self.metrics.close()
         if self.access_log is not None:
             await self.access_log.close()
+        if self.tracing is not None:
+            await asyncio.wait({WorkThread("traces").run(self.tracing.close)}, timeout=3)
         await self.ledger.close(5)
 
     def close_at_exit(self) -> None:
