@@ -29,6 +29,8 @@ from proxy.metrics import Metrics
 from proxy.routes import Right
 from proxy.rules_watch import RulesWatch
 from proxy.snapshot import Snapshot, Tables
+from proxy.threads import WorkThread
+from proxy.tracing import Tracing, tracing_of
 from proxy.worker_reports import Status, WorkerReports
 
 logger = logging.getLogger(__name__)
@@ -101,6 +103,7 @@ class Runtime:
         self.ledger = Ledger(self.configuration)
         self.ledger.start()
         self.limits.start()
+        self.tracing = tracing_of(self.configuration)
         self.metrics.start()
         self.fleet = Fleet(self.configuration, self.instance)
         self._rules = RulesWatch(lambda tables: _call_soon(loop, self._apply, tables), self.configuration.time_zone)
