@@ -19,6 +19,7 @@ def read_by_settings():
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Attribute)
             and ast.unparse(node.func.value) == "env"
+            and node.func.attr != "data_home"
         ):
             name, *rest = node.args
             assert isinstance(name, ast.Constant), f"line {node.lineno}: name the variable literally"
