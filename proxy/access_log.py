@@ -17,12 +17,12 @@ MOST_WAITING = 20_000
 # What a pipe takes in one piece, so that lines of several processes are not mixed.
 PIECE_BYTES = 4096
 
-_TEXTS = ("tenant_name", "backend", "model")
+_TEXTS = ("tenant_name", "backend")
 _NUMBERS = ("prompt_tokens", "completion_tokens", "bytes_in", "bytes_out", "attempts")
 _AT_TEXTS = [(name.removesuffix("_name"), AT[name]) for name in _TEXTS]
 _AT_NUMBERS = [(name, AT[name]) for name in _NUMBERS]
 _QUEUE, _FIRST, _TOTAL, _OURS = AT["queue_us"], AT["first_token_us"], AT["total_us"], AT["gateway_us"]
-_ADDRESS = AT["client_address"]
+_ADDRESS, _MODEL = AT["client_address"], AT["model"]
 
 
 class AccessLog:
@@ -41,6 +41,7 @@ class AccessLog:
         line["key"] = call.key.prefix if call.key is not None else ""
         for name, position in _AT_TEXTS:
             line[name] = row[position]
+        line["model"] = row[_MODEL] if call.model_was_found else ""
         for name, position in _AT_NUMBERS:
             line[name] = row[position]
         line["queue_ms"], line["first_token_ms"] = row[_QUEUE] / 1000, row[_FIRST] / 1000

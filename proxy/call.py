@@ -182,5 +182,10 @@ class Call:
         """RFC 3339, as Ollama writes `created_at`."""
         return datetime.fromtimestamp(self.started_epoch, UTC).isoformat().replace("+00:00", "Z")
 
+    @property
+    def model_was_found(self) -> bool:
+        """Whether some backend has the model: other names are whatever the caller made up, be it a key."""
+        return self.model is not None and (self.attempts > 0 or self.outcome != "failed")
+
     def note_first_byte(self) -> None:
         self.first_byte_at = time.monotonic()

@@ -146,8 +146,7 @@ class Tracing:
             attributes["gen_ai.operation.name"] = OPERATIONS[endpoint]
             attributes["gen_ai.provider.name"] = attributes["gen_ai.system"] = PROVIDER
             attributes["gateway.stream"] = call.stream
-        # Only names that the rules know: what a caller makes up may hold anything.
-        if call.model is not None and call.attempts:
+        if call.model is not None and call.model_was_found:
             attributes["gen_ai.request.model"] = call.model.asked.canonical
             attributes["gen_ai.response.model"] = call.model.served.canonical
             attributes["gen_ai.request.max_tokens"] = call.output_cap

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from proxy.call import Call
 from proxy.configuration import Configuration
 from proxy.ledger.rows import Row
-from proxy.metrics.families import ANSWERED, REFUSED, metrics
+from proxy.metrics.families import ANSWERED, REFUSED, text
 from proxy.metrics.gauges import counters, gauges, usable_keys
 from proxy.metrics.host import host_metrics
 from proxy.metrics.labels import Labels
@@ -142,21 +142,10 @@ class Metrics:
         for told in (*living, *gone):
             total.add(told)
         pages = added_pages([*(told["pages"] for told in living), *(lasting(told["pages"]) for told in gone)])
-        registry = CollectorRegistry(auto_describe=False)
         configuration = self.configuration
-        registry.register(
-            _Found([
-                *metrics(
-                    total,
-                    [told["gauges"] for told in living],
-                    configuration.metrics_namespace,
-                    configuration.currency,
-                ),
-                *host_metrics(configuration.metrics_namespace, configuration.spool_dir.parent),
-                *_families(pages),
-            ])
-        )  # fmt: skip
-        return generate_latest(registry)
+        ours = text(total, [told["gauges"] for told in living], configuration.metrics_namespace, configuration.currency)
+        host = host_metrics(configuration.metrics_namespace, configuration.spool_dir.parent)
+        return ours.encode() + written([*host, *_families(pages)])
 
     def _tellings(self) -> tuple[list[Told], list[Told]]:
         self._pages_of = -TELL_PAGES_SECONDS
@@ -168,6 +157,12 @@ class Metrics:
             except OSError as exc:
                 logger.warning("The metrics of other processes cannot be read: %s", exc)
         return [self._told()], []
+
+
+def written(found: list[Metric]) -> bytes:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Found(found))
+    return generate_latest(registry)
 
 
 class _Found(Collector):

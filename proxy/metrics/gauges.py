@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from proxy.runtime import Runtime
     from proxy.snapshot import Tables
 
+CACHE_COUNTERS = ("hits", "misses", "coalesced", "bypassed", "evictions", "saved_tokens", "saved_gpu_us")
+
 _FINISHED = AT["finished_at"]
 
 
@@ -40,8 +42,8 @@ def gauges(runtime: "Runtime") -> list[list[Any]]:
             ["backend_in_flight", name, state.total_in_flight],
             ["breaker_open", name, int(state.breaker.is_open(now))],
         ]
-    cache = getattr(runtime, "cache", None)
-    found += [[f"cache_{name}", "", _number(cache, name)] for name in ("entries", "bytes")]
+    counts = _counts_of_cache(runtime)
+    found += [[f"cache_{name}", "", getattr(counts, name, 0)] for name in ("entries", "bytes")]
     return found
 
 
@@ -50,15 +52,14 @@ def counters(runtime: "Runtime") -> Mapping[tuple[str, str], int]:
     counted = {("breaker_opened", backend): count for backend, count in runtime.fleet.openings.items()}
     if runtime.access_log is not None:
         counted["access_log_dropped", ""] = runtime.access_log.dropped
-    cache = getattr(runtime, "cache", None)
-    for name in ("hits", "misses", "coalesced"):
-        counted["cache_" + name, ""] = _number(cache, name)
+    counts = _counts_of_cache(runtime)
+    for name in CACHE_COUNTERS:
+        counted[f"cache_{name}", ""] = getattr(counts, name, 0)
     return counted
 
 
-def _number(holder: object, name: str) -> int:
-    value = getattr(holder, name, 0)
-    return value if isinstance(value, int) else 0
+def _counts_of_cache(runtime: "Runtime") -> object:
+    return getattr(getattr(runtime, "cache", None), "counts", None)
 
 
 def lag(ledger: "Ledger", now: float) -> float:

@@ -33,14 +33,17 @@ class Labels:
             os.close(self._fd)
             self._fd = -1
 
-    def of(self, kind: str, value: str) -> str:
-        """The label of a value. New ones, of which there are at most MOST of a kind, cost a write."""
+    def of(self, kind: str, value: str, *, may_take: bool = True) -> str:
+        """The label of a value. New ones, of which there are at most MOST of a kind, cost a write.
+
+        `may_take`: whether it gets a label of its own if it has none.
+        """
         known = self._known.setdefault(kind, {})
         shown = value[:LONGEST].replace("\n", " ")
         label = known.get(shown)
         if label is not None:
             return label
-        if len(known) >= MOST:
+        if len(known) >= MOST or not may_take:
             return OTHER
         if self._fd < 0:
             known[shown] = shown

@@ -157,10 +157,10 @@ def is_alive(path: Path) -> bool:
 
 def _read(path: Path) -> Told | None:
     try:
-        told: Told = orjson.loads(path.read_bytes())
+        told = orjson.loads(path.read_bytes())
     except (FileNotFoundError, orjson.JSONDecodeError):
         return None
-    return told if told.get("form") == FORM else None
+    return told if isinstance(told, dict) and told.get("form") == FORM else None
 
 
 # Families of prometheus_client, as the pages of Django count: [name, help, type, [[name of sample, labels, value], …]].

@@ -49,7 +49,7 @@ class Tally:
         )  # fmt: skip
         values = self.cells.get(kind)
         if values is None:
-            values = self._cell(kind, known=call.attempts > 0)
+            values = self._cell(kind, known=call.model_was_found)
         values[COUNT] += 1
         duration, prompt, completion, sent = row[_TOTAL], row[_PROMPT], row[_COMPLETION], row[_OUT]
         cost = row[_COST] or 0
@@ -127,11 +127,11 @@ class Tally:
     def _cell(self, kind: Kind, *, known: bool) -> list[int]:
         """The numbers of a kind of calls that was not met before, or has no name of its own.
 
-        `known`: whether a backend was asked: only names that backends have may take one of the labels.
+        `known`: whether a backend has the model; a name that was made up takes no label.
         """
         method, endpoint, status, stream, model, backend, outcome, error = kind
         if model != NONE:
-            model = self.labels.of("model", model) if known else OTHER
+            model = self.labels.of("model", model, may_take=known)
         if backend != NONE:
             backend = self.labels.of("backend", backend)
         kind = (method, endpoint, status, stream, model, backend, outcome, error)
