@@ -56,7 +56,7 @@ async def main() -> int:
                     gateway = Gateway(home, databases.new(kind), workers=number)
                     gateway.make_backend(fake.url, slots=256)
                     _, key = gateway.make_key()
-                    gateway.start()
+                    await asyncio.to_thread(gateway.start)
                     try:
                         for _ in range(options.trials // len(workers) + (place < options.trials % len(workers))):
                             bar(done, total, began, name)

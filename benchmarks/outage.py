@@ -51,7 +51,7 @@ async def main() -> int:
                 gateway = Gateway(home, databases.new(kind), workers=options.workers)
                 gateway.make_backend(fake.url, slots=256)
                 _, key = gateway.make_key()
-                gateway.start()
+                await asyncio.to_thread(gateway.start)
                 try:
                     began = time.monotonic()
                     verdict, account = await endure(

@@ -45,7 +45,7 @@ async def main() -> int:
             env = {"REDIS_URL": redis.url, "FAILED_CREDENTIALS_PER_MINUTE": "1000000"}
             gateway = Gateway(home, databases.new(options.database), workers=options.workers, **env)
             gateway.make_backend(fake.url, slots=256)
-            gateway.start()
+            await asyncio.to_thread(gateway.start)
             revocations = Revocations(gateway, fake, options.streams)
             try:
                 began, total = time.monotonic(), options.trials * len(STATES)

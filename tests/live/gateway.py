@@ -82,6 +82,8 @@ class Gateway:
     # Life
 
     def start(self, *, wait: bool = True) -> "Gateway":
+        """To be called off the loop that the fake lives in, which must answer the first probes."""
+        assert not (wait and asyncio._get_running_loop()), "await asyncio.to_thread(gateway.start)"
         command = [sys.executable, *self.command()]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=self.env, stdout=log, stderr=log)
@@ -115,10 +117,7 @@ class Gateway:
 
     def wait_until_served(self, seconds: float = 5) -> None:
         """Where there are backends and a key that shows them, until the first probes have come back. On a busy
-        machine a call could be sooner. A backend that is not to be reached is not waited for any longer, nor one that
-        lives in the loop of whoever asks."""
-        if asyncio._get_running_loop() is not None:
-            return
+        machine a call could be sooner. A backend that is not to be reached is not waited for any longer."""
         deadline = time.monotonic() + seconds
         while self._first_key and self._has_backends and time.monotonic() < deadline:
             headers = {"Authorization": f"Bearer {self._first_key}"}

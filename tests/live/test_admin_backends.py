@@ -237,7 +237,7 @@ async def test_a_job_whose_process_died_is_given_up(make_gateway):
         row = gateway.make_backend(fake.url)
         job = gateway.rows(ModelJob).create(backend=row, model="lost:latest", action="pull")
         gateway.rows(ModelJob).filter(pk=job.pk).update(seen_at="2026-01-01T00:00Z")
-        gateway.start()
+        await asyncio.to_thread(gateway.start)
         job = await until(lambda: gateway.rows(ModelJob).exclude(state="running").first())
         assert job.state == "failed"
         assert "process ended" in job.problem

@@ -229,7 +229,7 @@ async def test_s6_calls_do_not_feel_what_redis_does(make_gateway, fake, redis_se
     gateway = make_gateway(workers=1, REDIS_URL=redis_server.url)
     gateway.make_backend(fake.url, slots=64)
     _, key = gateway.make_key()
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
     await until(lambda: redis_server.subscribers() >= 1)
     middle, longest = {}, {}
     async with gateway.client(key) as client:
@@ -265,7 +265,7 @@ async def attempt(client, name):
 
 async def test_a11_attempts_to_sign_in_are_counted_in_redis_and_go_on_without_it(make_gateway, redis_server):
     gateway = make_gateway(workers=2, REDIS_URL=redis_server.url)
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
     async with gateway.client() as client:
         statuses = []
         while 429 not in statuses:

@@ -45,7 +45,7 @@ async def test_l1_sigterm_lets_streams_end_and_tells_those_that_do_not(make_gate
     gateway = make_gateway(workers=workers, DRAIN_SECONDS="2")
     gateway.make_backend(fake.url, slots=100)
     _, key = gateway.make_key()
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
     fake.faults(path="/api/chat", tokens_per_second=20, tokens=10_000)
     async with gateway.client(key) as client:
         short = [asyncio.create_task(lines_of(client, 25)) for _ in range(6)]
@@ -84,7 +84,7 @@ async def test_l1_a_call_whose_body_arrives_during_the_drain_is_refused_or_serve
     gateway = make_gateway(DRAIN_SECONDS="10")
     gateway.make_backend(fake.url)
     _, key = gateway.make_key()
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
     body = json.dumps(chat(stream=False, options={"num_predict": 3})).encode()
     head = f"POST /api/chat HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {key}\r\nContent-Length: {len(body)}\r\n\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
@@ -111,7 +111,7 @@ async def test_l1_restarts_under_streams_break_no_answer(make_gateway, capsys):
         gateway = make_gateway()
         gateway.make_backend(fake.url, slots=256)
         _, key = gateway.make_key()
-        gateway.start()
+        await asyncio.to_thread(gateway.start)
         clients = Clients(gateway, key, 20, seed=7)
         for _ in range(5):
             await clients.until_running(12)

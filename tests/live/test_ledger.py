@@ -37,11 +37,11 @@ def seen(fake, *paths):
     return [call for call in fake.calls if call.path in (paths or ("/api/chat",))]
 
 
-def started(make_gateway, fake, **options):
+async def started(make_gateway, fake, **options):
     gateway = make_gateway(**options)
     gateway.make_backend(fake.url, slots=1000)
     gateway.key_row, gateway.key = gateway.make_key()
-    return gateway.start()
+    return await asyncio.to_thread(gateway.start)
 
 
 # U1
@@ -58,7 +58,7 @@ async def test_u1_kill_9_under_streams_leaves_one_record_for_each_call(
 ):
     fake = FakeProcess()
     try:
-        gateway = started(make_gateway, fake, database_url=database_url, workers=workers)
+        gateway = await started(make_gateway, fake, database_url=database_url, workers=workers)
         verdict = Verdict()
         for number in range(kills):
             verdict.add(await kill_once(gateway, fake, gateway.key, streams=50, seed=number))
@@ -204,7 +204,10 @@ async def held_streams(gateway, fake, count):
     await fake.switch(slots=count)
     fault = fake.faults(path="/api/chat", hang_after_chunks=1)
     tasks = [asyncio.create_task(raw_stream(gateway)) for _ in range(count)]
-    await fake.saw("hung", count, timeout=120)
+    all_hang = asyncio.create_task(fake.saw("hung", count, timeout=100))
+    await asyncio.wait([*tasks, all_hang], return_when=asyncio.FIRST_COMPLETED)
+    assert all_hang.done(), [task.result() for task in tasks if task.done()]
+    await all_hang
     fake.book.rules.remove(fault)
     try:
         yield tasks
@@ -256,7 +259,7 @@ def uses_noted(gateway):
 @pytest.mark.parametrize("database_url", BOTH, indirect=True)
 async def test_s3_s4_a_thousand_calls_that_end_at_once(make_gateway, fake, database_url, request, capsys):
     workers = 4
-    gateway = started(make_gateway, fake, database_url=database_url, workers=workers)
+    gateway = await started(make_gateway, fake, database_url=database_url, workers=workers)
     note_uses(gateway)
     async with held_streams(gateway, fake, 1000) as tasks:
         fake.release()
@@ -340,7 +343,7 @@ def fill(place):
 
 @pytest.mark.parametrize("database", ["working", "locked"])
 async def test_s5_a_full_disk_refuses_new_calls_and_lets_the_running_ones_end(make_gateway, fake, small_disk, database):
-    gateway = started(make_gateway, fake, SPOOL_DIR=str(small_disk / "spool"))
+    gateway = await started(make_gateway, fake, SPOOL_DIR=str(small_disk / "spool"))
     async with gateway.client(gateway.key) as client:
         await until_served(client)
         async with held_streams(gateway, fake, 3) as tasks:
@@ -403,7 +406,7 @@ async def until_listening(gateway, seconds=20):
 
 async def test_s5_no_file_may_grow_database_and_spool_alike(make_gateway, fake):
     """One disk for all, and it is full: RLIMIT_FSIZE on the running process."""
-    gateway = started(make_gateway, fake)
+    gateway = await started(make_gateway, fake)
     process = psutil.Process(gateway.process.pid)
     async with gateway.client(gateway.key) as client:
         await until_served(client)
@@ -430,7 +433,7 @@ async def check_refuses_soon(client):
 
 
 async def test_s5_the_bound_of_the_spool_holds(make_gateway, fake):
-    gateway = started(make_gateway, fake, SPOOL_MAX_BYTES=str(MIB))
+    gateway = await started(make_gateway, fake, SPOOL_MAX_BYTES=str(MIB))
     admitted = []
     body = chat(stream=False, options={"num_predict": 1})
     async with gateway.client(gateway.key) as client:

@@ -107,7 +107,7 @@ async def test_u6_of_200_calls_at_once_exactly_10_get_in(start, fake, redis_serv
     for metric in METRICS:
         _, keys[metric] = gateway.make_key(metric, tenant=metric)
         limit_on(gateway, metric, metric)
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
     for metric, key in keys.items():
         fake.faults(path="/api/chat", model="llama3.2", hang_after_chunks=1)
         clients = await clients_of(gateway, key, 40)
@@ -141,7 +141,7 @@ async def test_u6_nothing_is_held_after_any_ending(start, fake, redis_server):
         gateway.rows(Limit).create(
             scope="tenant", tenant=gateway.tenant(), metric=metric, window=window, amount=100_000
         )
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
     faults = {"backend dies": {"reset_after_chunks": 2}, "error": {"error_after_chunks": 2, "error": "no"}}
     for ending in ("client leaves", "backend dies", "error", "kill -9"):
         fake.faults(path="/api/chat", model="llama3.2", **faults.get(ending, {"hang_after_chunks": 1}))
@@ -169,13 +169,13 @@ async def test_u6_nothing_is_held_after_any_ending(start, fake, redis_server):
 async def test_u7_a_budget_outlives_the_gateway(start, fake):
     gateway = start("memory", 1)
     gateway.rows(Limit).create(scope="tenant", tenant=gateway.tenant(), metric="tokens", window="month", amount=200)
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
     async with gateway.client(gateway.key) as client:
         assert (await ask(client))[0] == 200
         used = (await gateway.wait_for_records(1))[0]
         spent = used.prompt_tokens + used.completion_tokens
         gateway.stop()
-        gateway.start()
+        await asyncio.to_thread(gateway.start)
         _, _, headers = await ask(client)
     left = 200 - spent
     assert int(headers["x-ratelimit-remaining-tokens"]) < left

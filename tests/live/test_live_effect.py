@@ -216,7 +216,7 @@ async def test_a7_a_committed_change_acts_within_a_second(make_gateway, fake, da
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.PBKDF2PasswordHasher"]
     gateway = make_gateway(database_url=database_url, FAILED_CREDENTIALS_PER_MINUTE="100000")
     gateway.make_backend(fake.url)
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
     way = kind(gateway)
     await way.begin()
     figures = Figures()
@@ -232,7 +232,7 @@ async def test_s7_all_workers_hear_of_it(make_gateway, fake, database_url, capsy
     gateway = make_gateway(database_url=database_url, workers=4, FAILED_CREDENTIALS_PER_MINUTE="100000")
     gateway.make_backend(fake.url, slots=64)
     row, key = gateway.make_key()
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
     fake.scheduler.slots = 64
     figures = Figures()
     clients = [gateway.client(key) for _ in range(24)]
@@ -271,7 +271,7 @@ async def test_l5_a_row_that_cannot_be_read_is_logged_and_hides_no_other_change(
     gateway.make_backend(fake.url)
     odd, odd_key = gateway.make_key("odd")
     sound, sound_key = gateway.make_key("sound")
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
     statement, logged = CORRUPT[what]
     figures = Figures()
     async with gateway.client(odd_key) as odd_client, gateway.client(sound_key) as client:
@@ -295,7 +295,7 @@ async def test_a8_a_key_revoked_while_the_body_arrives_is_refused(make_gateway, 
     gateway.make_backend(fake.url)
     row, key = gateway.make_key()
     spared_row, spared = gateway.make_key("spared")
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
     body = json.dumps(chat(stream=False)).encode()
     connections = []
     for each in (key, spared):

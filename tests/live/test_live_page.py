@@ -168,7 +168,7 @@ async def gateway(make_shared_gateway, fake):
     made = make_shared_gateway(FAILED_CREDENTIALS_PER_MINUTE="100000")
     made.make_backend(fake.url, slots=64)
     made.casts = itertools.count(1)
-    return made.start()
+    return await asyncio.to_thread(made.start)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -415,7 +415,7 @@ async def test_the_page_is_for_those_who_are_signed_in_and_has_no_inline_script(
 
 async def test_l1_a_drain_closes_pages_and_ends_well(make_gateway):
     draining = make_gateway()
-    draining.start()
+    await asyncio.to_thread(draining.start)
     async with page_of(draining, make_person(draining, "bob")) as page:
         await page.next()
         draining.signal(signal.SIGTERM)
@@ -429,7 +429,7 @@ async def test_on_daphne_a_page_shows_calls_and_ends_them(make_gateway, fake):
     gateway = make_gateway(server="daphne")
     gateway.make_backend(fake.url, slots=64)
     gateway.cast = Cast(gateway)
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
     with pytest.raises(InvalidStatus):
         async with open_socket(gateway, origin="https://evil.example"):
             raise AssertionError
@@ -468,7 +468,7 @@ async def test_s7_pages_show_the_calls_of_all_workers_and_end_them_wherever_they
     gateway = make_gateway(workers=WORKERS, **options)
     gateway.make_backend(fake.url, slots=64)
     gateway.cast = Cast(gateway)
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
     keys = ["alice's key"] * 8
     opened = [stream(gateway, gateway.cast.keys["alice"]) for _ in keys]
     calls = [await each.__aenter__() for each in opened]
@@ -499,7 +499,7 @@ async def test_s7_pages_show_the_calls_of_all_workers_and_end_them_wherever_they
 async def test_a_worker_that_dies_leaves_the_page_within_seconds(make_gateway, fake):
     gateway = make_gateway(workers=2)
     gateway.cast = Cast(gateway)
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
     async with page_of(gateway, gateway.cast.root) as page:
         await page.until(lambda picture: picture["workers"] == 2)
         port = page.socket.local_address[1]

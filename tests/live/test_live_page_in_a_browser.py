@@ -1,5 +1,6 @@
 """The live page as people have it: in a browser, by mouse and keyboard, in light and dark."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ async def test_calls_are_seen_and_cancelled_and_a_lost_connection_is_told(make_g
     gateway.make_backend(fake.url, slots=64)
     cast = Cast(gateway)
     key = gateway.make_key("<img src=x onerror=alert(1)>", cast.tenant, user=cast.alice)[1]
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
 
     page = await page_in(browser, gateway, cast.alice)
     await expect(page.get_by_role("heading", name="No call is running")).to_be_visible()
@@ -90,7 +91,7 @@ async def test_calls_are_seen_and_cancelled_and_a_lost_connection_is_told(make_g
     gateway.stop()
     await expect(page.locator("#trouble")).to_contain_text("The connection is lost")
     await expect(page.locator("#connection")).to_have_text("Connection lost")
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
     await expect(page.locator("#connection")).to_have_text("Live")
     await expect(page.locator("#trouble")).to_be_hidden()
     await page.context.clear_cookies()

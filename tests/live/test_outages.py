@@ -44,7 +44,7 @@ async def test_s1_s2_postgresql_stopped_or_hung_under_load(
     gateway = make_gateway(database_url=postgres_url)
     gateway.make_backend(fake_process.url, slots=256)
     _, key = gateway.make_key()
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
     await check_endures(gateway, fake_process, key, outage(postgres), seconds, capsys)
     # And what changes afterwards is heard again.
     _, key = gateway.make_key("later")
@@ -56,7 +56,7 @@ async def test_s2_sqlite_locked_by_another_process_under_load(make_gateway, fake
     gateway = make_gateway()
     gateway.make_backend(fake_process.url, slots=256)
     _, key = gateway.make_key()
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
     await check_endures(gateway, fake_process, key, locked(gateway), 3, capsys)
 
 
@@ -74,7 +74,7 @@ async def test_s1_beyond_the_grace_calls_get_503_and_never_401(make_gateway, pos
     gateway = make_gateway(database_url=postgres_url, DB_GRACE_SECONDS="1")
     gateway.make_backend(fake.url)
     _, key = gateway.make_key()
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
     running = fake.faults(path="/api/chat", tokens_per_second=20, infinite=True, times=1)
     async with gateway.client(key) as client, gateway.client("ogw_nobody") as stranger:
         async with client.stream("POST", "/api/chat", json=chat(stream=True)) as answer:

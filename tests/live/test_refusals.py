@@ -35,7 +35,7 @@ async def test_a3_the_owner_sees_the_real_cause(make_gateway, fake):
     gateway.rows(Limit).create(scope="key", key=keys["limited"][0], metric="requests", window="day", amount=0)
     gateway.rows(Tenant).create(name="switched off", enabled=False)
     keys["of nobody"] = gateway.make_key("of nobody", tenant="switched off")
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
     expected = {
         "revoked": "key_revoked", "off": "key_disabled", "expired": "key_expired", "elsewhere": "key_ip_denied",
         "limited": "limit_requests", "narrow": "endpoint_not_allowed", "of nobody": "tenant_disabled",
@@ -71,7 +71,7 @@ async def test_a3_the_owner_sees_the_real_cause(make_gateway, fake):
 async def test_each_worker_says_that_it_runs_and_with_which_rules(make_gateway, fake, workers):
     gateway = make_gateway(workers=workers)
     gateway.make_backend(fake.url)
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
 
     def reported():
         found = list(gateway.rows(WorkerReport).running())

@@ -44,7 +44,7 @@ async def test_a_report_says_that_a_backend_went_away(gateway, fake):
 async def test_one_of_several_workers_reports_until_it_is_gone(make_gateway, fake):
     gateway = make_gateway(workers=2)
     gateway.make_backend(fake.url)
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
     first = await report_like(gateway, lambda row: row.state == "up")
     for seconds in (16, 18):  # due for a confirmation, which the other worker would give as well if it were its turn
         set_back(gateway, seconds=seconds)

@@ -3,6 +3,8 @@
 The same, often: python benchmarks/revocation.py --trials 100
 """
 
+import asyncio
+
 import pytest
 
 from tests.live.crashes import FakeProcess
@@ -36,7 +38,7 @@ async def test_a7_a_withdrawn_key_is_refused_and_cut_on_all_workers_with_redis_u
     env = {"REDIS_URL": redis_server.url, "FAILED_CREDENTIALS_PER_MINUTE": "1000000"}
     gateway = make_gateway(workers=WORKERS, **env)
     gateway.make_backend(fake_process.url, slots=256)
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
     revocations = Revocations(gateway, fake_process, STREAMS)
     try:
         for state in STATES:
