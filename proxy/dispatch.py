@@ -30,6 +30,7 @@ from proxy.metering import Meter
 from proxy.relay import Relay, busy, refusal_of
 from proxy.routes import Kind
 from proxy.runtime import Runtime
+from proxy.texts import Listening
 from proxy.upstream.wire import Answer
 from usage.costs import PriceRow, cost_nano, pick
 
@@ -53,6 +54,7 @@ _ENDINGS: dict[Interruption, tuple[str, type[Refusal], str]] = {
 }
 # What is to be reserved: id of the call, its rules, model, address, how much.
 Asked = tuple[str, tuple[Rule, ...], str, str, Amounts]
+_ASKING = (Kind.GENERATION, Kind.EMBEDDING)
 _FAULTS_OF_BACKENDS = (Interruption.FIRST_BYTE, Interruption.GAP)
 
 
@@ -105,6 +107,7 @@ class Dispatch:
         self.row = self._opened()
         call.task = asyncio.current_task()
         self.runtime.began(call)
+        listening = Listening(call, self.client, request) if self._is_kept() else None
         refusal: Refusal | None = None
         try:
             self._listen()
@@ -125,7 +128,14 @@ class Dispatch:
             self.client.stop_watching()
             self._settle(refusal)
             self.runtime.ended(call)
+            if listening is not None:
+                self.runtime.keep_text(call, listening)
         return None if call.interruption is Interruption.CLIENT_GONE else refusal
+
+    def _is_kept(self) -> bool:
+        """Whether what is asked and answered is stored: for tenants that have it so, of what is asked of models."""
+        call = self.call
+        return call.key is not None and call.key.keeps_texts and call.route is not None and call.route.kind in _ASKING
 
     def _written(self, request: Request) -> bytes:
         """The body for the backend."""

@@ -197,11 +197,12 @@ def _epoch(value: Any) -> float | None:
 
 
 def _tenants(using: str) -> dict[str, Any]:
-    columns = ("id", "name", "enabled", "archived_at", "latency_class", "weight")
+    columns = ("id", "name", "enabled", "archived_at", "latency_class", "weight", "keeps_texts")
     rows = list(Tenant.objects.using(using).values_list(*columns))
     return {
-        "tenants": {pk: (name, enabled and archived is None) for pk, name, enabled, archived, _, _ in rows},
-        "shares": {pk: (latency_class, weight) for pk, _, _, _, latency_class, weight in rows},
+        "tenants": {pk: (name, enabled and archived is None) for pk, name, enabled, archived, *_ in rows},
+        "shares": {pk: (latency_class, weight) for pk, _, _, _, latency_class, weight, _ in rows},
+        "keeping_texts": frozenset(pk for pk, *_, keeps_texts in rows if keeps_texts),
     }
 
 

@@ -29,6 +29,7 @@ from proxy.metrics import Metrics
 from proxy.routes import Right
 from proxy.rules_watch import RulesWatch
 from proxy.snapshot import Snapshot, Tables
+from proxy.texts import Listening
 from proxy.threads import WorkThread
 from proxy.tracing import Tracing, tracing_of
 from proxy.worker_reports import Status, WorkerReports
@@ -214,6 +215,13 @@ class Runtime:
         self.calls.discard(call)
         if self.draining and not self.calls:
             self._nothing_runs.set()
+
+    def keep_text(self, call: Call, listening: Listening) -> None:
+        """Of a call that has ended. The switch may have been put off meanwhile."""
+        assert call.key is not None
+        key = self.snapshot.key(call.key.id, self.now()) if self.snapshot is not None else None
+        if key is not None and key.keeps_texts:
+            self.ledger.keep_text(listening.text(call))
 
     def count_refusal(self, call: Call, headers: Headers, refusal: Refusal) -> None:
         """For the pages. After the answer, whose time must not tell a known key from an unknown one (A3)."""

@@ -53,6 +53,7 @@ class Key:
     latency_class: str = "interactive"
     weight: int = ORDINARY_WEIGHT
     tenant_weight: int = ORDINARY_WEIGHT
+    keeps_texts: bool = False  # whether what its calls ask and are answered is stored
     acting: bool = False  # stands in for a caller without a key, whose credential is their place in the network
 
     def may_use(self, canonical: str) -> bool:
@@ -146,6 +147,7 @@ class Tables:
     revisions: Mapping[str, int] = field(default_factory=dict)
     tenants: Mapping[int, tuple[str, bool]] = field(default_factory=dict)  # id → (name, usable)
     shares: Mapping[int, tuple[str, int]] = field(default_factory=dict)  # tenant id → (latency class, weight)
+    keeping_texts: frozenset[int] = frozenset()  # ids of tenants
     users: Mapping[int, tuple[str, bool]] = field(default_factory=dict)
     keys: Mapping[int, KeyRow] = field(default_factory=dict)
     digests: Mapping[bytes, tuple[int, bool]] = field(default_factory=dict)  # → (key id, is the previous secret)
@@ -269,6 +271,7 @@ class Snapshot:
             latency_class=tenant_class if tenant_class == "batch" else row.latency_class or tenant_class,
             weight=row.weight or ORDINARY_WEIGHT,
             tenant_weight=tenant_weight,
+            keeps_texts=row.tenant_id in self.tables.keeping_texts,
         )
 
     def key_acting_for(self, address: Address | None, now: float) -> Key | None:

@@ -17,13 +17,14 @@ from tenants.models import AuditEntry, Membership, User
 # Entries that an export reads at a time.
 PAGE = 1000
 
-ACTIONS = {AuditEntry.Action.CREATE: "made", AuditEntry.Action.UPDATE: "changed", AuditEntry.Action.DELETE: "deleted"}
-TONES = {"made": "ok", "changed": "warn", "deleted": "bad"}
+ACTIONS = {AuditEntry.Action.CREATE: "made", AuditEntry.Action.UPDATE: "changed", AuditEntry.Action.DELETE: "deleted",
+           AuditEntry.Action.ACCESS: "read"}  # fmt: skip
+TONES = {"made": "ok", "changed": "warn", "deleted": "bad", "read": "info"}
 
 # What owners of a tenant see the changes of.
 OWNERS_SEE = (
     "tenants.Tenant", "tenants.Membership", "tenants.Invitation", "tenants.ApiKey", "tenants.IPRule", "tenants.Limit",
-    "proxy.Webhook",
+    "proxy.Webhook", "usage.StoredText",
 )  # fmt: skip
 # They name who acted, which an owner is told as far as it concerns them.
 _ACTORS = {"created_by", "invited_by"}
@@ -67,6 +68,8 @@ class Change:
     @property
     def summary(self) -> str:
         """For a line of a list: what became what; of rows that came or went, the number of their values."""
+        if self.action == "read":
+            return ""
         if self.action != "changed":
             return f"{len(self.lines)} value{'' if len(self.lines) == 1 else 's'}"
         return "; ".join(f"{line.column}: {_short(line.before)} → {_short(line.after)}" for line in self.lines)

@@ -3,14 +3,16 @@
 from django.conf import settings
 from django.http import HttpRequest
 
-from tenants.models import User
+from tenants.models import Role, User
 
 
 def site(request: HttpRequest) -> dict[str, object]:
     user = getattr(request, "user", None)
+    known = user if user is not None and user.is_authenticated else None
     return {
         "demo": settings.DEMO,
         "email_is_sent": settings.EMAIL_IS_SENT,
         "has_accounts": User.objects.exists,  # asked only where a page wants to know
-        "owns_a_tenant": bool(user is not None and user.is_authenticated and user.tenants_owned().exists()),
+        "owns_a_tenant": bool(known and known.tenants_owned().exists()),
+        "tenants_keeping_texts": list(known.tenants_with_role(*Role.values).filter(keeps_texts=True)) if known else [],
     }

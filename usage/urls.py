@@ -4,6 +4,7 @@ from usage.views.controls import Names
 from usage.views.one_request import Known, one_request
 from usage.views.overview import usage, usage_file
 from usage.views.requests import requests, requests_file, requests_rows
+from usage.views.texts import stored_texts, text_of_request
 
 
 def urls(known: Known, names: Names) -> list[URLPattern]:
@@ -16,5 +17,7 @@ def urls(known: Known, names: Names) -> list[URLPattern]:
         path("requests/rows/", requests_rows, name="requests_rows"),
         path("requests/list.csv", requests_file, {"form": "csv"}, name="requests_csv"),
         path("requests/list.json", requests_file, {"form": "json"}, name="requests_json"),
+        path("texts/", stored_texts, name="texts"),
+        path("requests/<uuid:pk>/text/", text_of_request, name="request_text"),
         path("requests/<uuid:pk>/", one_request, {"known": known}, name="request"),
     ]

@@ -15,12 +15,15 @@ from tenants.models import Tenant
 LatencyClass = Literal["interactive", "batch"]
 Weight = Annotated[int, Field(ge=1, le=10_000, description="Its share of a busy fleet; 100 is ordinary.")]
 
+KeepsTexts = Annotated[bool, Field(description="Whether beginnings of prompts and answers are stored for 7 days.")]
+
 
 class NewTenant(Body):
     name: Name
     enabled: bool = True
     latency_class: LatencyClass = "interactive"
     weight: Weight = 100
+    keeps_texts: KeepsTexts = False
 
 
 class ShownTenant(BaseModel):
@@ -29,13 +32,14 @@ class ShownTenant(BaseModel):
     enabled: bool
     latency_class: str
     weight: int
+    keeps_texts: bool
     created_at: datetime
 
 
 class Tenants(Resource):
     path, one, scope, model = "tenants", "tenant", "tenants:write", Tenant
     New, Shown = NewTenant, ShownTenant
-    natural, compared = ("name",), ("enabled", "latency_class", "weight")
+    natural, compared = ("name",), ("enabled", "latency_class", "weight", "keeps_texts")
 
     def rows(self, caller: Caller) -> QuerySet[Any]:
         return caller.tenants_seen()

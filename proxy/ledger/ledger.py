@@ -4,6 +4,8 @@ import asyncio
 import logging
 import os
 import shutil
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -19,7 +21,9 @@ from proxy.ledger.rows import Row
 from proxy.ledger.spool import Spool, SpoolFull
 from proxy.ledger.store import Store
 from proxy.threads import WorkThread
+from usage import texts
 from usage.costs import PriceRow
+from usage.texts import Text
 
 T = TypeVar("T")
 
@@ -30,6 +34,9 @@ RETRY_SECONDS = 1.0
 ROWS_PER_BATCH = 500
 # How often dead workers' spools are looked for.
 ADOPT_SECONDS = 5.0
+# Texts that wait for the database; the oldest make room. How often those that are too old are deleted.
+MAX_TEXTS = 2000
+FORGET_SECONDS = 3600.0
 SYNC_SECONDS = 0.1
 
 
@@ -44,6 +51,8 @@ class Ledger:
         self._writer = WorkThread("ledger")
         self._syncer = WorkThread("ledger-sync")
         self._tasks: list[asyncio.Task[None]] = []
+        # Never in the spool: what people wrote lies in no file beside the database. A crash loses the last of it.
+        self._texts: deque[Text] = deque(maxlen=MAX_TEXTS)
         # Whether the database refused the last batch.
         self.failing = False
 
@@ -52,6 +61,7 @@ class Ledger:
             asyncio.create_task(self._store_for_ever(), name="ledger store"),
             asyncio.create_task(self._keep_for_ever(), name="ledger keep"),
             asyncio.create_task(self._adopt_for_ever(), name="ledger adopt"),
+            asyncio.create_task(self._keep_texts_for_ever(), name="ledger texts"),
         ]
 
     def admit(self, call: Call) -> Row:
@@ -74,6 +84,9 @@ class Ledger:
 
     def finish(self, call: Call, row: Row) -> None:
         self.spool.close(rows.closed(row, call))
+
+    def keep_text(self, text: Text) -> None:
+        self._texts.append(text)
 
     def run(self, function: Callable[..., T], *args: Any) -> "asyncio.Future[T]":
         """In the thread that stores records, after what it is doing: for what else must not block the loop."""
@@ -98,6 +111,7 @@ class Ledger:
             async with asyncio.timeout(seconds):
                 while self.backlog:
                     await self._store_some()
+                await self._store_texts()
         except (TimeoutError, DatabaseError, InterfaceError, OSError):
             logger.warning("%d records stay in the spool until the database takes them", self.backlog)
         finally:
@@ -142,6 +156,30 @@ class Ledger:
             await self._writer.run(self._store.add, batch)
             stored += len(batch)
         return stored
+
+    async def _keep_texts_for_ever(self) -> None:
+        forgotten_at = float("-inf")
+        while True:
+            try:
+                await self._store_texts()
+                if time.monotonic() - forgotten_at > FORGET_SECONDS:
+                    forgotten_at = time.monotonic()
+                    await self._writer.run(texts.forget)
+                await asyncio.sleep(STORE_SECONDS)
+            except (DatabaseError, InterfaceError):
+                await asyncio.sleep(RETRY_SECONDS)  # said by the task that stores
+            except Exception:
+                logger.exception("Texts could not be stored, and are lost")
+                self._texts.clear()
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _store_texts(self) -> None:
+        while self._texts:
+            batch = list(islice(self._texts, ROWS_PER_BATCH))
+            await self._writer.run(texts.store, batch)
+            for text in batch:
+                if self._texts and self._texts[0] is text:
+                    self._texts.popleft()
 
     async def _keep_for_ever(self) -> None:
         """Sees to it that what was written is on the disk soon, and writes what the disk refused."""

@@ -53,6 +53,14 @@ class Tenant(Archivable):
         validators=WEIGHTS,
         help_text="Its share of a busy fleet, compared with other tenants: 200 gets twice as much as 100.",
     )
+    keeps_texts = models.BooleanField(
+        "stores prompts and answers",
+        default=False,
+        db_default=False,
+        help_text="On: the first 1,000 characters of what its calls ask and 200 of what is answered are kept for 7 "
+        "days, without keys and e-mail addresses. All its people see a banner; each reads their own, others only who "
+        "has the permission to.",
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

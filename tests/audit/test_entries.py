@@ -262,6 +262,7 @@ UNAUDITED = {
     "gateway_site/management_api/config_paths.py": "the revision",
     "gateway_site/management_api/kept_answers.py": "answers kept for a while",
     "usage/rollups.py": "sums",
+    "usage/texts.py": "texts that calls leave, and the entries of who read them",
 }
 
 
@@ -298,8 +299,8 @@ MACHINES = {
     "tenants.SetupLink", "tenants.ShownOnce",
     "proxy.BackendReport", "proxy.CallCancellation", "proxy.ConfigRevision", "proxy.Delivery", "proxy.Duty",
     "proxy.IPRuleUse", "proxy.LimitAlert", "proxy.RefusalCount", "proxy.WorkerReport", "proxy.ConfigImport",
-    "usage.DailyTotal", "usage.DailyUsage", "usage.EndUserUsage", "usage.Retention", "usage.UsageBucket",
-    "usage.UsageRecord",
+    "usage.DailyTotal", "usage.DailyUsage", "usage.EndUserUsage", "usage.Retention", "usage.StoredText",
+    "usage.UsageBucket", "usage.UsageRecord",
 }  # fmt: skip
 
 

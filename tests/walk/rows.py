@@ -22,7 +22,7 @@ from gateway_site.second_factors import SealingMFAAdapter as MFAAdapter
 from proxy.models import ModelJob
 from tenants.keys import digest
 from tenants.models import ApiKey, Role, Tenant, User
-from usage.models import Outcome
+from usage.models import Outcome, UsageRecord
 
 Model = type[models.Model]
 
@@ -186,6 +186,9 @@ class Rows:
                 text = self.text(model._meta.get_field("backend"))[:100]
                 routing = {"warm": True, "busy": 1, "of": 2, "failed": [[text, text]], "limits": [[1, 2, 3]]}
                 return [{"outcome": outcome, "routing": json.dumps(routing)} for outcome in Outcome.values]
+            case "usage.StoredText":
+                self.first(UsageRecord)
+                return [{"record_id": record.pk} for record in self.made[UsageRecord]]
             case "admin.LogEntry":
                 return [{"action_flag": CHANGE, "object_id": str(self.first(Tenant).pk)}]
             case "tenants.AuditEntry":

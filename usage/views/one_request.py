@@ -12,7 +12,7 @@ from django.views.decorators.http import require_safe
 
 from tenants.models import ApiKey
 from tenants.requests import PersonRequest
-from usage import request_lists
+from usage import request_lists, texts
 from usage.models import Price, UsageRecord
 from usage.outcome_words import outcome_words
 from usage.receipts import receipt
@@ -52,6 +52,7 @@ def one_request(request: PersonRequest, pk: UUID, known: Known) -> HttpResponse:
         "backend_words": backend_words(record, routing),
         "attempts": attempts(routing, record.backend, ended[0]),
         "touched": known.touched(routing.limits) if key and routing.limits else [],
+        "has_text": texts.readable_by(request.user, scopes).filter(pk=record.pk).exists(),
         "key": key,
         "limits": known.limits_of(key) if key and not key.revoked_at else None,
         "list": address("requests", scope, {}),

@@ -16,7 +16,7 @@ class Tenants(Kind):
     removal = "archive"
 
     def make_fields(self) -> Iterable[Field]:
-        return columns(Tenant, "name", "enabled", "latency_class", "weight")
+        return columns(Tenant, "name", "enabled", "latency_class", "weight", "keeps_texts")
 
     def queryset(self) -> Iterable[Any]:
         return self.world.tenants.values()

@@ -3,6 +3,7 @@ from typing import Any
 from django.core.management.base import CommandParser
 
 from tenants.management.administration import AdministrationCommand, Result, WrongUsage, refusals
+from usage import texts
 from usage.retention import oldest_to_keep, prune
 
 
@@ -22,6 +23,10 @@ class Command(AdministrationCommand):
             for deleted in prune(before):
                 if options["verbosity"] > 0:
                     self.stderr.write(f"{deleted} deleted")
+            forgotten = texts.forget()
         text = f"Deleted {deleted} records of before {before:%Y-%m-%d %H:%M} UTC."
-        result = Result(text, {"deleted": deleted, "before": before}, changed=deleted > 0)
+        if forgotten:
+            text = f"{text} And {forgotten} stored texts that were older than {texts.KEPT.days} days."
+        said = {"deleted": deleted, "before": before, "texts": forgotten}
+        result = Result(text, said, changed=bool(deleted or forgotten))
         return result.as_json() if options["json"] else result.text
