@@ -5,7 +5,7 @@ generative AI, and of the proxies whose users find theirs again (docs/switching.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from proxy.metrics import layout
@@ -42,6 +42,10 @@ _LABELS: Mapping[str, Callable[[CellKind], str]] = {
     "gen_ai_provider_name": lambda kind: PROVIDER,
     "gen_ai_request_model": lambda kind: str(kind[4]),
 }
+
+
+def _short_name(kind: CellKind) -> str:
+    return str(kind[4]).removesuffix(":latest")
 
 
 def _is_call(kind: CellKind) -> bool:
@@ -88,6 +92,7 @@ class Family:
     scale: int = 1
     only: Callable[[CellKind], bool] = _all
     fixed: tuple[tuple[str, str], ...] = ()  # labels of one value each
+    shortens: bool = False  # whether a model is named without ":latest", as most callers write it
 
     @property
     def kind(self) -> str:
@@ -148,7 +153,7 @@ GEN_AI = (
 )  # fmt: skip
 
 # Those of other proxies. Where two of them have one name, it has the labels of both.
-PREDECESSORS = (
+_THEIRS = (
     Family("ollama_requests_total", "Requests", ("endpoint", "model", "status")),
     Family("ollama_request_latency_seconds", "How long requests took", ("endpoint", "model"), layout.DURATION),
     Family("ollama_request_duration_seconds", "How long requests took", ("endpoint", "model"), layout.DURATION),
@@ -175,6 +180,7 @@ PREDECESSORS = (
     Family("ollama_proxy_errors_total", "Requests that failed", ("endpoint", "model", "error"), only=_is_error),
 )  # fmt: skip
 
+PREDECESSORS = tuple(replace(family, shortens=True) for family in _THEIRS)
 CALLS = (*OWN, *GEN_AI, *PREDECESSORS)
 
 
@@ -293,7 +299,8 @@ def _braces(written: str) -> str:
 
 
 def _add(lines: list[str], name: str, family: Family, total: Sum, currency: str) -> None:
-    read, of = [_LABELS[label] for label in family.labels], family.of
+    of = family.of
+    read = [_short_name if family.shortens and label == "model" else _LABELS[label] for label in family.labels]
     groups: dict[tuple[str, ...], list[list[int]]] = {}
     for kind, values in total.cells.items():
         if family.only(kind):
