@@ -364,16 +364,27 @@ def _samples(other: Other, total: Sum, numbers: Numbers, currency: str) -> Itera
             yield {"tenant": tenant, "currency": currency}, cost / _BILLION
 
 
-def catalogue(namespace: str = "gateway") -> list[tuple[str, str, tuple[str, ...], str, Histogram | None]]:
-    """(name, type, labels, what it says, its histogram) of every family once, for the documentation."""
-    found: dict[str, tuple[str, str, tuple[str, ...], str, Histogram | None]] = {}
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A family, for the documentation."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+    buckets: tuple[float, ...]
+
+
+def catalogue(namespace: str = "gateway") -> list[Described]:
+    """Every family once, in the order of the page."""
+    found: dict[str, Described] = {}
     for family in CALLS:
-        name = family.name.format(namespace)
-        labels = (*family.labels, *(label for label, _ in family.fixed))
-        found.setdefault(name, (name, family.kind, labels, family.help, family.of))
+        name, labels = family.name.format(namespace), (*family.labels, *(label for label, _ in family.fixed))
+        buckets = family.of.shown if family.of is not None else ()
+        found.setdefault(name, Described(name, family.kind, labels, family.help, buckets))
     for other in OTHERS:
         name = other.name.format(namespace)
-        found[name] = (name, other.kind, other.labels, other.help, None)
+        found[name] = Described(name, other.kind, other.labels, other.help, ())
     return list(found.values())
 
 

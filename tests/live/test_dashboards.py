@@ -58,7 +58,7 @@ async def test_promtool_finds_no_fault_in_rules_and_queries(tmp_path):
 
 
 async def test_dashboards_are_of_one_kind_and_ask_only_for_what_there_is():
-    known = {name for name, *_ in catalogue()} | set(re.findall(r"gateway:[\w:]+", RULES["recording"].read_text()))
+    known = {family.name for family in catalogue()} | set(re.findall(r"gateway:[\w:]+", RULES["recording"].read_text()))
     assert len(DASHBOARDS) == 4
     for path in DASHBOARDS:
         dashboard = json.loads(path.read_text())
