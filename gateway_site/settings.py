@@ -366,6 +366,8 @@ GATEWAY = Configuration(
     host_names=tuple(ALLOWED_HOSTS),
     cache_policy=env.choice("CACHE_POLICY", "off", ("off", "deterministic", "all")),
     cache_ttl_seconds=env.integer("CACHE_TTL_SECONDS", 3600, minimum=1),
+    cache_max_bytes=env.integer("CACHE_MAX_BYTES", 64 << 20, minimum=1 << 20),
+    cache_in_redis=env.flag("CACHE_IN_REDIS", True),
 )
 
 LOG_LEVEL = env.choice("LOG_LEVEL", _FILE.log_level, ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"))

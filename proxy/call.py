@@ -78,6 +78,7 @@ class Call:
         "hides_usage",
         "id",
         "interruption",
+        "is_free",
         "key",
         "manages",
         "meter",
@@ -135,6 +136,7 @@ class Call:
         self.adjusted: Sequence[str] = ()
         self.context = 0  # the num_ctx it asks for
         self.answered_as_unloaded = False
+        self.is_free = False  # its answer was made for another, and the rules say that such answers cost nothing
         self.hides_usage = False  # the client did not ask for the usage that we asked for
 
         self.backend: BackendState | None = None

@@ -55,3 +55,6 @@ class Configuration:
     host_names: tuple[str, ...] = ()
     cache_policy: str = "off"
     cache_ttl_seconds: int = 3600
+    # Of the answers that this process keeps in memory; and whether Redis keeps them, too.
+    cache_max_bytes: int = 64 << 20
+    cache_in_redis: bool = True

@@ -8,6 +8,8 @@ from channels.consumer import AsyncConsumer
 from proxy import headers as header_rules
 from proxy import listings
 from proxy.admission import NOT_ACCEPTED, check_address
+from proxy.cache.calls import SharingCall
+from proxy.cache.embeddings import EmbeddingCall
 from proxy.call import Call
 from proxy.client import Client, ClientGone, Headers, Receive, Scope, Send
 from proxy.client_address import SAID_BY_PROXIES, client_address, is_proxy
@@ -39,6 +41,9 @@ logger = logging.getLogger(__name__)
 JSON = b"application/json; charset=utf-8"
 PLAIN_JSON = b"application/json"  # as Ollama has it on the routes of others
 TEXT = b"text/plain; charset=utf-8"
+
+# Of keys with a cache policy.
+SHARING: Mapping[Kind, type[Dispatch]] = {Kind.GENERATION: SharingCall, Kind.EMBEDDING: EmbeddingCall}
 
 FOREIGN_PAGE = "Pages of this web origin may not call the gateway. An administrator can add it to CORS_ORIGINS."
 UNKNOWN_NAME = (
@@ -140,6 +145,8 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
             dispatch = PassedCall
         elif kind is Kind.MANAGE:
             dispatch = ManagementCall
+        elif key.cache is not None and kind in SHARING:
+            dispatch = SHARING[kind]
         else:
             dispatch = ShowCall if kind is Kind.SHOW and not key.may_manage else Dispatch
         refusal = await dispatch(runtime, call, client).run(request)

@@ -280,13 +280,13 @@ class Dispatch:
     def _headers(self) -> Headers:
         """The headers of a good answer."""
         call = self.call
-        assert call.backend is not None
         headers = [
             *((name, call.id.encode()) for name in call.dialect.id_headers),
-            (b"x-gateway-backend", call.backend.name.encode("ascii", "replace")),
             (b"x-gateway-queue-ms", b"%d" % (call.queue_seconds * 1000)),
             *header_rules.SAFETY,
         ]
+        if call.backend is not None:  # none has worked for an answer that was kept
+            headers.append((b"x-gateway-backend", call.backend.name.encode("ascii", "replace")))
         if call.reservation is not None and call.reservation.held:
             states = ((rule, window, total) for rule, window, _, total in call.reservation.held)
             headers += limit_headers(states, self.runtime.now())

@@ -12,10 +12,12 @@ from functools import partial
 from typing import Any
 
 from django.db import DatabaseError, InterfaceError, connections
+from django.db.models import Max
 from django.utils import timezone
 
 from proxy import pass_through
 from proxy.backend_url import normalise_backend_url
+from proxy.cache.policy import NOTHING_SAID, Purges, Settings
 from proxy.cancellation import EFFECTIVE
 from proxy.credentials import unseal
 from proxy.default_models import CHAT, EMBEDDING
@@ -24,7 +26,15 @@ from proxy.limits import recorded
 from proxy.limits.compiling import compiled
 from proxy.model_names import canonical_pattern
 from proxy.models import Backend as BackendModel
-from proxy.models import CallCancellation, DefaultModels, ModelAlias, ModelPolicy, PassThroughRoute
+from proxy.models import (
+    CachePurge,
+    CacheSettings,
+    CallCancellation,
+    DefaultModels,
+    ModelAlias,
+    ModelPolicy,
+    PassThroughRoute,
+)
 from proxy.snapshot import Backend, IPRuleRow, KeyRow, Policy, Tables, ordered_policies
 from proxy.triggers import CHANNEL
 from tenants.models import IPRule, Limit, Tenant, User
@@ -197,12 +207,15 @@ def _epoch(value: Any) -> float | None:
 
 
 def _tenants(using: str) -> dict[str, Any]:
-    columns = ("id", "name", "enabled", "archived_at", "latency_class", "weight", "keeps_texts")
+    columns = (
+        "id", "name", "enabled", "archived_at", "latency_class", "weight", "keeps_texts", "cache_policy", "cache_scope",
+    )  # fmt: skip
     rows = list(Tenant.objects.using(using).values_list(*columns))
     return {
         "tenants": {pk: (name, enabled and archived is None) for pk, name, enabled, archived, *_ in rows},
-        "shares": {pk: (latency_class, weight) for pk, _, _, _, latency_class, weight, _ in rows},
-        "keeping_texts": frozenset(pk for pk, *_, keeps_texts in rows if keeps_texts),
+        "shares": {pk: (latency_class, weight) for pk, _, _, _, latency_class, weight, *_ in rows},
+        "keeping_texts": frozenset(pk for pk, *_, keeps_texts, _, _ in rows if keeps_texts),
+        "cache_choices": {pk: (policy, scope) for pk, *_, policy, scope in rows},
     }
 
 
@@ -214,7 +227,7 @@ def _users(using: str) -> dict[str, Any]:
 _KEY_COLUMNS = (
     "id, name, prefix, tenant_id, user_id, previous_expires_at, enabled, expires_at, revoked_at, "
     "models_allowed, may_infer, may_list, may_manage, may_use_cloud, may_be_in_path, max_output_tokens, "
-    "digest, previous_digest, imported, latency_class, weight"
+    "digest, previous_digest, imported, latency_class, weight, cache_policy"
 )
 
 
@@ -259,6 +272,7 @@ def _key_row(row: Sequence[Any]) -> KeyRow:
         row[15],
         row[19],
         row[20],
+        row[21],
     )
 
 
@@ -415,6 +429,27 @@ def price_rows(using: str = "default") -> tuple[PriceRow, ...]:
     return tuple(PriceRow(pk, canonical_pattern(model), *rest) for pk, model, *rest in rows)
 
 
+def _cache_settings(using: str) -> dict[str, Any]:
+    row = CacheSettings.objects.using(using).filter(id=1).first()
+    settings = Settings(row.policy, row.ttl_seconds, row.charges) if row else NOTHING_SAID
+    return {"cache_settings": settings}
+
+
+def _purges(using: str) -> dict[str, Any]:
+    rows = CachePurge.objects.using(using).order_by().values_list("tenant_id", "model").annotate(latest=Max("id"))
+    of_all = 0
+    tenants: dict[int, int] = {}
+    models: dict[str, int] = {}
+    for tenant, model, latest in rows:
+        if tenant is not None:
+            tenants[tenant] = max(tenants.get(tenant, 0), latest)
+        elif model:
+            models[canonical_pattern(model)] = latest
+        else:
+            of_all = latest
+    return {"purges": Purges(of_all, tenants, models)}
+
+
 def _cancelled(using: str) -> dict[str, Any]:
     recent = CallCancellation.objects.using(using).filter(requested_at__gt=timezone.now() - EFFECTIVE)
     return {"cancelled": dict(recent.values_list("call_id", "by"))}
@@ -433,4 +468,6 @@ _LOADERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "proxy_passthroughroute": _routes,
     "usage_price": _prices,
     "proxy_callcancellation": _cancelled,
+    "proxy_cachesettings": _cache_settings,
+    "proxy_cachepurge": _purges,
 }

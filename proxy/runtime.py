@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 from proxy.access_log import AccessLog
 from proxy.admission import Admission
 from proxy.alerts.watch import AlertsWatch
+from proxy.cache.policy import Settings
+from proxy.cache.responses import ResponseCache
 from proxy.call import Call, Ids
 from proxy.client import Headers
 from proxy.clock import SteadyClock
@@ -70,6 +72,9 @@ class Runtime:
         self.tracing: Tracing | None = None
         self.metrics = Metrics(configuration)
         self.access_log = AccessLog() if configuration.access_log else None
+        self.cache = ResponseCache(configuration)
+        # What holds where nobody chose otherwise in the admin.
+        self.cache_defaults = Settings(configuration.cache_policy, configuration.cache_ttl_seconds)
         self.calls: set[Call] = set()
         self.board = Board(self)
         self.draining = False
@@ -104,6 +109,7 @@ class Runtime:
         self.ledger = Ledger(self.configuration)
         self.ledger.start()
         self.limits.start()
+        self.cache.start()
         self.tracing = tracing_of(self.configuration)
         self.metrics.start()
         self.fleet = Fleet(self.configuration, self.instance)
@@ -137,7 +143,7 @@ class Runtime:
 
     def _apply(self, tables: Tables) -> None:
         try:
-            self._use(Snapshot(tables, self.now()))
+            self._use(Snapshot(tables, self.now(), self.cache_defaults))
             self.fleet.apply(tables.backends)
         except Exception:
             # The next change of the tables may be one that can be used (L5).
@@ -150,6 +156,7 @@ class Runtime:
             self.worker_reports.hit(self.snapshot.take_hits())
         self.snapshot = snapshot
         self.limits.know(snapshot.tables.recorded)
+        self.cache.use_purges(snapshot.tables.purges, snapshot.sharing_tenants)
         for call in list(self.calls):
             if not self.may_go_on(call):
                 call.interrupt(Interruption.WITHDRAWN)
@@ -186,8 +193,11 @@ class Runtime:
     def _status(self) -> Status:
         if self.snapshot is None:
             return Status({}, len(self.calls), self.fleet.line.waiting)
+        self.worker_reports.used_cache(self.cache.take_use())
         hits = self.snapshot.take_hits()
-        return Status(self.snapshot.tables.revisions, len(self.calls), self.fleet.line.waiting, hits)
+        return Status(
+            self.snapshot.tables.revisions, len(self.calls), self.fleet.line.waiting, hits, self.cache.state()
+        )
 
     def counted(self, rules: Sequence[Rule], address: str) -> Counted | None:
         """What is used and held of limits, asked from another thread: the engine is the loop's. None where this
@@ -275,6 +285,7 @@ class Runtime:
         self.ledger.progress(running)
         if snapshot is not None and snapshot.valid_until is not None and snapshot.valid_until <= epoch:
             self._use(snapshot.refreshed(epoch))
+        self.cache.sweep(moment)
         self.fleet.sweep()
         self.metrics.tick(self)
         self.board.tick()
@@ -321,9 +332,11 @@ class Runtime:
         self.fleet.close()
         if self.snapshot is not None:
             self.worker_reports.hit(self.snapshot.take_hits())
+        self.worker_reports.used_cache(self.cache.take_use())
         await self.worker_reports.close()
         await self.alerts.stop()
         await self.limits.close()
+        await self.cache.close()
         await self.metrics.close()
         if self.access_log is not None:
             await self.access_log.close()

@@ -11,6 +11,10 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from proxy import default_models
+from proxy.cache import policy as cache_policies
+from proxy.cache.policy import NO_PURGES, NOTHING_KEPT, NOTHING_SAID, Purges
+from proxy.cache.policy import Rule as CacheRule
+from proxy.cache.policy import Settings as CacheSettings
 from proxy.client_address import Address, Network
 from proxy.default_models import NOTHING, Installed
 from proxy.dialects.base import Pin
@@ -52,6 +56,7 @@ class Key:
     # For the scheduling of a busy fleet. The weight of a key is its share of what its tenant gets.
     latency_class: str = "interactive"
     weight: int = ORDINARY_WEIGHT
+    cache: CacheRule | None = None  # None: its answers are its calls' alone
     tenant_weight: int = ORDINARY_WEIGHT
     keeps_texts: bool = False  # whether what its calls ask and are answered is stored
     acting: bool = False  # stands in for a caller without a key, whose credential is their place in the network
@@ -77,6 +82,7 @@ class KeyRow(NamedTuple):
     max_output_tokens: int | None
     latency_class: str = ""  # empty: as the tenant
     weight: int | None = None
+    cache_policy: str = ""  # empty: as the tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +154,10 @@ class Tables:
     tenants: Mapping[int, tuple[str, bool]] = field(default_factory=dict)  # id → (name, usable)
     shares: Mapping[int, tuple[str, int]] = field(default_factory=dict)  # tenant id → (latency class, weight)
     keeping_texts: frozenset[int] = frozenset()  # ids of tenants
+    # tenant id → (policy, with whom it shares answers)
+    cache_choices: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+    cache_settings: CacheSettings = NOTHING_SAID
+    purges: Purges = NO_PURGES
     users: Mapping[int, tuple[str, bool]] = field(default_factory=dict)
     keys: Mapping[int, KeyRow] = field(default_factory=dict)
     digests: Mapping[bytes, tuple[int, bool]] = field(default_factory=dict)  # → (key id, is the previous secret)
@@ -165,8 +175,13 @@ class Tables:
 
 
 class Snapshot:
-    def __init__(self, tables: Tables, now: float | None = None) -> None:
+    def __init__(self, tables: Tables, now: float | None = None, cache_defaults: CacheSettings = NOTHING_KEPT) -> None:
+        """`cache_defaults`: what holds where the tables say nothing."""
         self.tables = tables
+        self._cache_defaults = cache_defaults
+        self.sharing_tenants = [
+            tenant for tenant, (_, sharing) in tables.cache_choices.items() if sharing == cache_policies.SHARED
+        ]
         now = time.time() if now is None else now
         current = current_rules(tables.ip_rules, now)
         self._limits = LimitTable(tables.limits, now)
@@ -192,7 +207,7 @@ class Snapshot:
 
     def refreshed(self, now: float) -> "Snapshot":
         """The same rules, less those that have expired."""
-        return Snapshot(self.tables, now)
+        return Snapshot(self.tables, now, self._cache_defaults)
 
     def take_hits(self) -> dict[int, int]:
         """How often each IP rule decided since this was last asked, by number of the rule."""
@@ -270,8 +285,27 @@ class Snapshot:
             rules=self._limits.of_key(row.id, row.prefix, row.tenant_id, row.user_id),
             latency_class=tenant_class if tenant_class == "batch" else row.latency_class or tenant_class,
             weight=row.weight or ORDINARY_WEIGHT,
+            cache=self._cache_rule(row),
             tenant_weight=tenant_weight,
             keeps_texts=row.tenant_id in self.tables.keeping_texts,
+        )
+
+    def _cache_rule(self, row: KeyRow) -> CacheRule | None:
+        """The nearest policy that is said counts: of the key, of its tenant, of the installation."""
+        tables, defaults = self.tables, self._cache_defaults
+        of_tenant, sharing = tables.cache_choices.get(row.tenant_id, ("", cache_policies.TENANT))
+        chosen = row.cache_policy or of_tenant or tables.cache_settings.policy or defaults.policy
+        if chosen not in ("deterministic", "all"):
+            return None
+        # A purge of one of the tenants that share is one of what all of them share.
+        purged = self.sharing_tenants if sharing == cache_policies.SHARED else [row.tenant_id]
+        return CacheRule(
+            policy="all" if chosen == "all" else "deterministic",
+            scope=cache_policies.scope_of(sharing, row.tenant_id, row.id),
+            ttl_seconds=tables.cache_settings.ttl_seconds or defaults.ttl_seconds or cache_policies.TTL_SECONDS,
+            charges=tables.cache_settings.charges,
+            purged=max(tables.purges.all, *(tables.purges.tenants.get(tenant, 0) for tenant in purged), 0),
+            purged_models=tables.purges.models,
         )
 
     def key_acting_for(self, address: Address | None, now: float) -> Key | None:

@@ -10,6 +10,8 @@ WATCHED: dict[str, tuple[str, ...] | None] = {
     "tenants_iprule": None,
     "tenants_limit": None,
     "proxy_backend": None,
+    "proxy_cachepurge": None,
+    "proxy_cachesettings": None,
     "proxy_callcancellation": None,
     "proxy_modelalias": None,
     "proxy_defaultmodels": ("chat_model", "embedding_model"),

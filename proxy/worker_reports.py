@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from django.db import DatabaseError, InterfaceError, connections, transaction
@@ -18,6 +18,7 @@ from django.db.models import QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from proxy.cache.responses import Use
 from proxy.models import IPRuleUse, ModelJob, RefusalCount, WorkerReport
 from proxy.models.operation import KEEP_REFUSALS
 
@@ -40,6 +41,7 @@ _UPSERT = (
 
 
 Refusals = dict[tuple[int, str, str], int]  # (minute of the epoch, code, prefix of the key) → how many
+Uses = dict[tuple[date, int], Use]
 Hits = dict[int, int]  # number of an IP rule → how often it decided
 
 
@@ -51,12 +53,23 @@ class Status:
     calls: int
     waiting: int
     hits: Hits = field(default_factory=dict)  # since this was last asked
+    cache: Mapping[str, Any] = field(default_factory=dict)
 
 
 # Only of rules that are still there.
 _COUNT_HITS = (
     "INSERT INTO proxy_ipruleuse (rule_id, hits, last_at) SELECT id, %s, %s FROM tenants_iprule WHERE id = %s "
     "ON CONFLICT (rule_id) DO UPDATE SET hits = proxy_ipruleuse.hits + excluded.hits, last_at = excluded.last_at"
+)
+
+_COUNT_USE = (
+    "INSERT INTO proxy_cacheuse (day, tenant_id, hits, misses, coalesced, bypassed, saved_gpu_us, saved_tokens) "
+    "VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (day, tenant_id) DO UPDATE SET "
+    "hits = proxy_cacheuse.hits + excluded.hits, misses = proxy_cacheuse.misses + excluded.misses, "
+    "coalesced = proxy_cacheuse.coalesced + excluded.coalesced, "
+    "bypassed = proxy_cacheuse.bypassed + excluded.bypassed, "
+    "saved_gpu_us = proxy_cacheuse.saved_gpu_us + excluded.saved_gpu_us, "
+    "saved_tokens = proxy_cacheuse.saved_tokens + excluded.saved_tokens"
 )
 
 # Runs a function in the ledger's thread.
@@ -73,6 +86,8 @@ class WorkerReports:
         self._listens: list[str] = []
         self._refusals: Refusals = {}
         self._hits: Hits = {}
+        # By (day, tenant's id): what proxy/cache/responses.py has counted.
+        self._uses: Uses = {}
         self._pruned_at = 0.0
         self._run: Run
         self._task: asyncio.Task[None] | None = None
@@ -86,7 +101,7 @@ class WorkerReports:
         if self._task is None:
             return
         self._task.cancel()
-        leaving = self._run(self._leave, *self._taken())
+        leaving = self._run(self._leave, *self._taken(), self._uses)
         leaving.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.wait({leaving}, timeout=1)
 
@@ -106,6 +121,11 @@ class WorkerReports:
         for rule, count in hits.items():
             self._hits[rule] = self._hits.get(rule, 0) + count
 
+    def used_cache(self, use: Mapping[int, Use]) -> None:
+        """What the cache did, by tenant, since this was last told."""
+        day = datetime.now(UTC).date()
+        self._put_back_uses({(day, tenant): counted for tenant, counted in use.items()})
+
     async def _tell_for_ever(self, status: Callable[[], Status]) -> None:
         failing = False
         await asyncio.sleep(FIRST_SECONDS)
@@ -113,8 +133,9 @@ class WorkerReports:
             now = status()
             self.hit(now.hits)
             refusals, hits = self._taken()
+            uses, self._uses = self._uses, {}
             try:
-                await self._run(self._write, now, refusals, hits)
+                await self._run(self._write, now, refusals, hits, uses)
                 failing = False
             except Exception as exc:
                 # The next round tells it, too; the pages say how old what they show is (L5).
@@ -123,12 +144,18 @@ class WorkerReports:
                 failing = True
                 self._put_back(refusals)
                 self.hit(hits)
+                self._put_back_uses(uses)
             await asyncio.sleep(REPORT_SECONDS)
 
     def _taken(self) -> tuple[Refusals, Hits]:
         refusals, hits = self._refusals, self._hits
         self._refusals, self._hits = {}, {}
         return refusals, hits
+
+    def _put_back_uses(self, uses: Uses) -> None:
+        for key, counted in uses.items():
+            known = self._uses.get(key)
+            self._uses[key] = counted if known is None else [a + b for a, b in zip(known, counted, strict=True)]
 
     def _put_back(self, refusals: Refusals) -> None:
         for (minute, code, key_prefix), count in refusals.items():
@@ -140,12 +167,13 @@ class WorkerReports:
 
     # In the ledger's thread.
 
-    def _write(self, status: Status, refusals: Refusals, hits: Hits) -> None:
+    def _write(self, status: Status, refusals: Refusals, hits: Hits, uses: Uses | None = None) -> None:
         try:
             with transaction.atomic(using=self._using):
                 self._write_status(status)
                 self._write_refusals(refusals)
                 self._write_hits(hits)
+                self._write_uses(uses)
                 # Here, because a page that is looked at changes nothing (T7).
                 ModelJob.objects.using(self._using).give_up_lost()
         except (DatabaseError, InterfaceError):
@@ -160,9 +188,10 @@ class WorkerReports:
                 logger.warning("What is old could not be deleted (%s)", type(exc).__name__)
                 connections[self._using].close()
 
-    def _leave(self, refusals: Refusals, hits: Hits) -> None:
+    def _leave(self, refusals: Refusals, hits: Hits, uses: Uses | None = None) -> None:
         self._write_refusals(refusals)
         self._write_hits(hits)
+        self._write_uses(uses)
         self._rows(WorkerReport).filter(host=self._host, pid=os.getpid()).delete()
 
     def _write_status(self, status: Status) -> None:
@@ -176,6 +205,7 @@ class WorkerReports:
                 "listens": self._listens,
                 "calls": status.calls,
                 "waiting": status.waiting,
+                "cache": dict(status.cache),
                 "started_at": self._started_at,
                 "seen_at": Now(),
             },
@@ -198,6 +228,12 @@ class WorkerReports:
         if hits:
             with connection.cursor() as cursor:
                 cursor.executemany(_COUNT_HITS, [(count, now, rule) for rule, count in sorted(hits.items())])
+
+    def _write_uses(self, uses: Uses | None) -> None:
+        rows: list[list[Any]] = [[day, tenant, *counted] for (day, tenant), counted in sorted((uses or {}).items())]
+        if rows:
+            with connections[self._using].cursor() as cursor:
+                cursor.executemany(_COUNT_USE, rows)
 
     def _write_off(self) -> None:
         """What is old, too much, or of processes that are gone."""

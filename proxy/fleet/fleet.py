@@ -246,6 +246,19 @@ class Fleet:
             holders = [state for state in holders if state.offers_context(name, call.context, pinned)]
         return selection.in_rotation(holders, now)
 
+    def digest_of(self, call: Call) -> str:
+        """Of the weights that would answer a call; "" where it is not known, or not the same on all backends.
+
+        What is forwarded to somebody else may change without a word.
+        """
+        assert call.model is not None
+        name = call.model.served.canonical
+        found = {
+            "" if state.models[name].remote else state.models[name].digest
+            for state in self.holders(call, time.monotonic())
+        }
+        return found.pop() if len(found) == 1 else ""
+
     async def check_served(self, call: Call, tried: Collection[str] = ()) -> None:
         """Raises the refusal that says why no backend will ever serve this call as things are."""
         if self.has_another(call, tried):

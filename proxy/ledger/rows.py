@@ -52,7 +52,7 @@ def closed(row: Row, call: Call) -> Row:
     row[3] = call.started_epoch + duration
     if call.backend is not None:
         row[11] = call.backend.name
-        row[14] = call.model_digest
+    row[14] = call.model_digest
     row[18:22] = call.status, call.outcome, call.error, call.attempts
     queue = call.queue_seconds
     first = call.first_byte_at - call.started_at if call.first_byte_at else 0.0
@@ -68,7 +68,7 @@ def closed(row: Row, call: Call) -> Row:
         row[29:32] = counts.prompt_tokens, counts.completion_tokens, counts.estimated
     row[32:34] = call.bytes_in, call.bytes_out
     row[36] = call.price.id if call.price else None
-    row[37] = cost_of(row, call.price)
+    row[37] = 0 if call.is_free and call.price is not None else cost_of(row, call.price)
     row[39] = routing_of(call)
     return row
 

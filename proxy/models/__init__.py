@@ -1,5 +1,6 @@
 from proxy.models.alerts import Delivery, Duty, LimitAlert, Webhook
 from proxy.models.backends import Backend
+from proxy.models.caching import CachePurge, CacheSettings, CacheUse
 from proxy.models.cancellations import CallCancellation
 from proxy.models.catalogue import DefaultModels, ModelAlias, ModelPolicy
 from proxy.models.imports import ConfigImport
@@ -12,6 +13,9 @@ from proxy.models.revisions import ConfigRevision
 __all__ = [
     "Backend",
     "BackendReport",
+    "CachePurge",
+    "CacheSettings",
+    "CacheUse",
     "CallCancellation",
     "ConfigImport",
     "ConfigRevision",

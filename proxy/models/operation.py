@@ -34,6 +34,7 @@ class WorkerReport(models.Model):
     listens = models.JSONField(default=list, help_text="Addresses and ports.")
     calls = models.PositiveIntegerField(default=0, help_text="Calls in flight.")
     waiting = models.PositiveIntegerField(default=0, help_text="Calls in its line.")
+    cache = models.JSONField(default=dict, help_text="What it keeps of answers.")
     started_at = models.DateTimeField()
     seen_at = models.DateTimeField()
 

@@ -3,7 +3,7 @@ from tenants.models.first_run import SetupLink
 from tenants.models.invitations import Invitation
 from tenants.models.keys import ApiKey, ApiKeyLastUsed
 from tenants.models.management_tokens import KeptAnswer, ManagementToken, ManagementTokenLastUsed
-from tenants.models.people import Authority, LatencyClass, Membership, Role, Tenant, User
+from tenants.models.people import Authority, CachePolicy, CacheScope, LatencyClass, Membership, Role, Tenant, User
 from tenants.models.rules import IPRule, Limit
 from tenants.models.shown_once import ShownOnce
 
@@ -12,6 +12,8 @@ __all__ = [
     "ApiKeyLastUsed",
     "AuditEntry",
     "Authority",
+    "CachePolicy",
+    "CacheScope",
     "IPRule",
     "Invitation",
     "KeptAnswer",

@@ -10,7 +10,7 @@ from django.db.models import F, Q
 from django.utils import timezone
 
 from tenants.auditing import Audited, change
-from tenants.models.people import WEIGHTS, Authority, LatencyClass, Tenant, User
+from tenants.models.people import WEIGHTS, Authority, CachePolicy, LatencyClass, Tenant, User
 
 
 def validate_model_names(value: object) -> None:
@@ -124,6 +124,14 @@ class ApiKey(Audited):
         validators=WEIGHTS,
         help_text="Its share of what its tenant gets, compared with the tenant's other keys. Empty: 100.",
     )
+    cache_policy = models.CharField(
+        max_length=13,
+        choices=CachePolicy,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="Which answers are kept and given again. Empty: as the tenant.",
+    )
 
     objects = ApiKeyQuerySet.as_manager()
 
@@ -145,6 +153,9 @@ class ApiKey(Audited):
             models.CheckConstraint(condition=Q(weight=None) | Q(weight__gte=1), name="key_weight_positive"),
             models.CheckConstraint(
                 condition=Q(latency_class__in=("", "interactive", "batch")), name="key_latency_class_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(cache_policy__in=("", *CachePolicy.values)), name="key_cache_policy_known"
             ),
             models.CheckConstraint(
                 condition=Q(switched_off_by__in=("", *Authority.values)) & Q(max_output_tokens_by__in=Authority.values),

@@ -30,6 +30,22 @@ class LatencyClass(models.TextChoices):
     BATCH = "batch", "batch: may wait while interactive calls do"
 
 
+class CachePolicy(models.TextChoices):
+    """Which answers are given again to whoever asks the same (proxy/cache)."""
+
+    OFF = "off", "off: every answer is generated"
+    DETERMINISTIC = "deterministic", "deterministic: temperature 0, a seed, embeddings"
+    ALL = "all", "all: also answers that would be others each time"
+
+
+class CacheScope(models.TextChoices):
+    """Who gets the answers that are kept for a tenant."""
+
+    KEY = "key", "the same key"
+    TENANT = "tenant", "all keys of the tenant"
+    SHARED = "shared", "all tenants that chose this"
+
+
 # The weight of who was given none. Twice the weight is twice the share of a busy fleet.
 ORDINARY_WEIGHT = 100
 WEIGHTS = [MinValueValidator(1), MaxValueValidator(10_000)]
@@ -61,12 +77,32 @@ class Tenant(Archivable):
         "days, without keys and e-mail addresses. All its people see a banner; each reads their own, others only who "
         "has the permission to.",
     )
+    cache_policy = models.CharField(
+        max_length=13,
+        choices=CachePolicy,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="Which answers are kept and given again. Empty: as the installation.",
+    )
+    cache_scope = models.CharField(
+        "kept answers are for",
+        max_length=6,
+        choices=CacheScope,
+        default=CacheScope.TENANT,
+        db_default=CacheScope.TENANT,
+        help_text="How fast an answer comes tells whoever may get it that somebody asked the same before.",
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
         ordering = ["name"]
         constraints = [
             models.CheckConstraint(condition=~Q(name=""), name="tenant_has_a_name"),
+            models.CheckConstraint(
+                condition=Q(cache_policy__in=("", *CachePolicy.values)) & Q(cache_scope__in=CacheScope.values),
+                name="tenant_cache_choices_known",
+            ),
             models.CheckConstraint(condition=Q(weight__gte=1), name="tenant_weight_positive"),
             models.CheckConstraint(
                 condition=Q(latency_class__in=("interactive", "batch")), name="tenant_latency_class_known"

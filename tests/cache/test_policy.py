@@ -59,7 +59,7 @@ def test_cache_control_of_a_client(said, may_get, may_keep):
 
 
 def rule_of(*, key="", tenant="", scope="tenant", admin=NOTHING_SAID, environment="off", purges=NO_PURGES, more=None):
-    row = KeyRow(7, "k", "p", 1, None, None, True, None, False, (), (True,) * 5, None, cache_policy=key)  # noqa: FBT003
+    row = KeyRow(7, "k", "p", 1, None, None, True, None, False, (), (True,) * 5, None, cache_policy=key)
     tables = Tables(
         tenants={1: ("a", True), 2: ("b", True)},
         keys={7: row},

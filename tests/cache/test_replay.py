@@ -29,9 +29,7 @@ async def answers():
 
 
 def entry_of(transcript, *, stream, body=None):
-    return Entry(
-        transcript.body if body is None else body, stream, transcript.content_type, "m", "m", "d", "t1", 0.0
-    )
+    return Entry(transcript.body if body is None else body, stream, transcript.content_type, "m", "m", "d", "t1", 0.0)
 
 
 def lasting(value):
@@ -41,7 +39,7 @@ def lasting(value):
 
 
 def metered(transcript, kind, body):
-    meter = ENDPOINTS[transcript.path].meter(kind, 100, False)  # noqa: FBT003
+    meter = ENDPOINTS[transcript.path].meter(kind, 100, False)
     meter.feed(body)
     meter.finish()
     counts = meter.counts()
