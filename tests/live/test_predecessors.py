@@ -12,7 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from gateway_site.server.listeners import what_to_do
 from proxy.fake_ollama import FakeOllama
@@ -135,15 +137,60 @@ def metric(name: str, kind: str, *labels: str) -> Check:
     """A family of this name and type, with at least these labels on its samples."""
 
     async def ask(cast: Cast) -> None:
-        async with cast.client() as client:
-            text = (await client.get("/metrics")).text
-        assert f"# TYPE {name} {kind}" in text
-        sample = re.search(rf"^{name}(?:_bucket|_count|_sum)?\{{?(.*?)\}}? ", text, re.MULTILINE)
+        text = await their_numbers(cast)
+        assert f"# TYPE {name} {kind}\n" in text
+        sample = re.search(rf"^{name}(?:_bucket|_count|_sum)?(?:\{{(.*?)\}})? ", text, re.MULTILINE)
         assert sample is not None
         for label in labels:
             assert f'{label}="' in sample[1]
 
     return ask
+
+
+async def their_numbers(cast: Cast) -> str:
+    """The page of metrics after the calls of their samples, one of which fails."""
+    async with cast.client() as client:
+        for model, stream in (("codellama:34b", False), ("llama3", True)):
+            body = {"model": model, "prompt": "Hi", "stream": stream}
+            assert (await client.post("/api/generate", json=body)).status_code == 200
+        assert (await client.post("/api/generate", json={"model": "none", "prompt": "Hi"})).status_code == 404
+        return (await client.get("/metrics")).text
+
+
+def sample(line: str) -> Check:
+    """A line that their README shows: of this name, with these values of these labels; the number is another."""
+
+    async def ask(cast: Cast) -> None:
+        wanted = next(iter(samples_in(line)))
+        found = [each for each in samples_in(await their_numbers(cast)) if each.name == wanted.name]
+        alike = [each for each in found if wanted.labels.items() <= each.labels.items()]
+        assert alike, found[:5]
+        assert wanted.labels.get("le") or sum(each.value for each in alike) > 0
+
+    return ask
+
+
+def samples_in(text: str) -> Iterator[Sample]:
+    for family in text_string_to_metric_families(text + "\n"):
+        yield from family.samples
+
+
+async def traced(cast: Cast) -> None:
+    """tests/live/test_traces.py tries it; here, that it is a setting."""
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", "from gateway_site.settings import GATEWAY; print(GATEWAY.otel_endpoint)"],
+        cwd=ROOT, env={**cast.gateway.env, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == "http://collector:4318\n", done.stderr
+
+
+def comes_with_it(pattern: str) -> Check:
+    async def look(cast: Cast) -> None:
+        assert list(ROOT.glob(pattern))
+
+    return look
 
 
 def command(line: str, *, says: str, code: int = 0) -> Check:
@@ -525,7 +572,7 @@ TABLE = [
                """'{"model": "llama3.2:1b", "prompt": "What is 2+2?", "stream": false}'""")),
     Entry(A, "curl http://localhost:8080/metrics", "the same, from this machine and METRICS_NETWORKS",
           curl("curl http://localhost:8080/metrics")),
-    *(Entry(A, name, "a metric of this name", metric(name, kind), not_yet=7) for name, kind in (
+    *(Entry(A, name, "a metric of this name", metric(name, kind)) for name, kind in (
         ("ollama_requests_total", "counter"), ("ollama_cache_hits_total", "counter"),
         ("ollama_cache_misses_total", "counter"), ("ollama_cache_size", "gauge"),
         ("ollama_request_latency_seconds", "histogram"))),
@@ -539,7 +586,7 @@ TABLE = [
     Entry(A, "streaming", "everything streams",
           curl(f"""curl -N http://localhost:8080/api/generate {GENERATE} """
                """'{"model":"llama3.2:1b", "prompt":"Hi", "stream":true}'""")),
-    Entry(A, "Grafana dashboard", "comes with the deployment", not_yet=7),
+    Entry(A, "Grafana dashboard", "four, in `deploy/grafana`", comes_with_it("deploy/grafana/dashboards/*.json")),
     # B
     Entry(B, "config.json", "`CONFIG_FILE`, by default `/config.json`: `serve` takes it over; or `import_config FILE`",
           again_by_command),
@@ -579,13 +626,13 @@ TABLE = [
           command("create_key --tenant default --name another", says="ogw_")),
     Entry(B, "reload without a restart", "every change acts within a second, by itself", change_acts),
     Entry(B, "GET /metrics", "the same", found("/metrics", holds="# TYPE")),
-    *(Entry(B, name, "a metric of this name", metric(name, kind, *labels), not_yet=7) for name, kind, labels in (
+    *(Entry(B, name, "a metric of this name", metric(name, kind, *labels)) for name, kind, labels in (
         ("gateway_requests_total", "counter", ("method", "endpoint", "status")),
         ("gateway_requests_duration_seconds", "histogram", ("method", "endpoint")),
         ("gateway_requests_by_ip_total", "counter", ("endpoint", "status")),
         ("gateway_requests_success_total", "counter", ("method", "endpoint")),
         ("gateway_requests_failure_total", "counter", ("method", "endpoint")),
-        ("gateway_apikeys_total", "gauge", ()),
+        ("gateway_apikeys_total", "gauge", ()), ("gateway_api_keys_total", "gauge", ()),
         ("gateway_ollama_servers_total", "gauge", ()))),
     Entry(B, "ollama.Client(host=…, headers={'Authorization': the bare key}).chat(stream=True)", "the same",
           their_python_sample),
@@ -603,11 +650,19 @@ TABLE = [
     Entry(C, "curl -N … (llama3, stream true)", "the same, with counts at the end of streams, too",
           curl(f"""curl -N http://localhost:8080/api/generate {GENERATE} """
                """'{"model":"llama3", "prompt":"Hi", "stream":true}'""")),
-    *(Entry(C, name, "a metric of this name", metric(name, kind, *labels), not_yet=7) for name, kind, labels in (
+    *(Entry(C, name, "a metric of this name", metric(name, kind, *labels)) for name, kind, labels in (
         ("ollama_proxy_requests_total", "counter", ("endpoint", "model", "status", "stream")),
         ("ollama_proxy_request_duration_seconds", "histogram", ("endpoint", "model", "stream")),
         ("ollama_proxy_prompt_tokens_total", "counter", ("endpoint", "model")),
-        ("ollama_proxy_completion_tokens_total", "counter", ("endpoint", "model")))),
+        ("ollama_proxy_completion_tokens_total", "counter", ("endpoint", "model")),
+        ("ollama_proxy_request_bytes_in_total", "counter", ("endpoint", "model")),
+        ("ollama_proxy_response_bytes_out_total", "counter", ("endpoint", "model")))),
+    *(Entry(C, line, "the same", sample(line)) for line in (
+        'ollama_proxy_requests_total{endpoint="/api/generate",model="codellama:34b",status="200",stream="false"} 5',
+        "ollama_proxy_request_duration_seconds_bucket"
+        '{endpoint="/api/generate",model="llama3",stream="true",le="0.5"} 2',
+        'ollama_proxy_prompt_tokens_total{endpoint="/api/generate",model="llama3"} 128',
+        'ollama_proxy_completion_tokens_total{endpoint="/api/generate",model="llama3"} 256')),
     Entry(C, "bytes in and out", "columns of the record", recorded(bytes_in=positive, bytes_out=positive)),
     Entry(C, "prompt and completion tokens", "columns of the record, of streams too",
           recorded(prompt_tokens=positive, completion_tokens=positive, stream=bool)),
@@ -615,7 +670,9 @@ TABLE = [
           command("set_limit --tenant default --metric requests --window minute --amount 100000", says="100000")),
     Entry(C, "TLS", "`serve --tls-cert --tls-key`", command("serve --help", says="--tls-cert")),
     Entry(C, "persistent usage logs", "one record per call", recorded(outcome=lambda outcome: outcome == "ok")),
-    Entry(C, "OpenTelemetry tracing, Docker images, Grafana dashboard", "come with the deployment", not_yet=7),
+    Entry(C, "OpenTelemetry tracing", "`OTEL_EXPORTER_OTLP_ENDPOINT`: one trace a call", traced),
+    Entry(C, "Grafana dashboard", "four, in `deploy/grafana`", comes_with_it("deploy/grafana/dashboards/*.json")),
+    Entry(C, "Docker images", "come with the deployment", not_yet=7),
     # D
     Entry(D, "build.bat, go build, one .exe", "`uv tool install`",
           differs="this is Python: one command installs it, but it is more than one file"),
@@ -626,7 +683,7 @@ TABLE = [
     Entry(D, "http://localhost:11434/metrics", "the same", found("/metrics", holds="# TYPE")),
     *(Entry(D, path, "the same", found(path), not_yet=5)
       for path in ("/analytics", "/analytics/stats", "/analytics/search", "/test")),
-    *(Entry(D, name, "a metric of this name", metric(name, kind), not_yet=7) for name, kind in (
+    *(Entry(D, name, "a metric of this name", metric(name, kind)) for name, kind in (
         ("ollama_request_duration_seconds", "histogram"), ("ollama_tokens_generated", "histogram"),
         ("ollama_tokens_per_second", "histogram"), ("ollama_requests_total", "counter"),
         ("ollama_active_requests", "gauge"))),
@@ -656,12 +713,15 @@ TABLE = [
           metrics_on_their_port),
     Entry(E, "OLLAMA_HOST, OLLAMA_PORT", "own the backend `default`", upstream_by_host_and_port),
     Entry(E, "http://localhost:9090/metrics", "with OLLAMA_METRICS_PORT=9090", metrics_on_their_port),
-    *(Entry(E, name, "a metric of this name", metric(name, kind, *labels), not_yet=7) for name, kind, labels in (
+    *(Entry(E, name, "a metric of this name", metric(name, kind, *labels)) for name, kind, labels in (
         ("ollama_proxy_requests_total", "counter", ("method", "endpoint", "model", "status")),
         ("ollama_proxy_request_duration_seconds", "histogram", ()),
         ("ollama_proxy_tokens_per_second", "histogram", ()),
         ("ollama_proxy_time_to_first_token_seconds", "histogram", ()),
-        ("ollama_proxy_token_cost_total", "counter", ("currency",)))),
+        ("ollama_proxy_token_cost_total", "counter", ("currency",)),
+        ("ollama_proxy_model_load_duration_seconds", "histogram", ()),
+        ("ollama_proxy_generated_tokens_total", "counter", ()), ("ollama_proxy_errors_total", "counter", ()),
+        ("ollama_proxy_queue_size", "gauge", ()), ("ollama_proxy_queue_wait_time_seconds", "histogram", ()))),
     Entry(E, "requests by id, user and model", "columns of the record",
           recorded(client_request_id="their-id-1".__eq__, model="llama3:latest".__eq__, key_name="open".__eq__)),
     Entry(E, "latency, time to first token, load time", "columns of the record",
@@ -669,8 +729,11 @@ TABLE = [
     Entry(E, "cost per user and model", "`set_price`, and the cost of each record",
           command("set_price some-model --input 0.15 --output 0.60", says="some-model")),
     Entry(E, "sizes of requests and answers", "columns of the record", recorded(bytes_in=positive, bytes_out=positive)),
-    Entry(E, "metrics of the system, GPU and power of a Mac", "of the gateway's machine", not_yet=7),
-    Entry(E, "guides for metrics and dashboards", "come with the deployment", not_yet=7),
+    Entry(E, "metrics of the system (CPU, memory, disk I/O)", "of the gateway's machine",
+          metric("gateway_host_cpu_seconds_total", "counter", "mode")),
+    Entry(E, "GPU, power and temperature of a Mac", "of the gateway's machine, by powermetrics if it runs as root",
+          differs="powermetrics tells no temperature, and is for root alone; what may not be asked is absent"),
+    Entry(E, "guides for metrics and dashboards", "[metrics.md](metrics.md)", comes_with_it("docs/metrics.md")),
     *(Entry(E, f"make {name}", "the same", make_target(name)) for name in ("test", "fmt", "lint")),
     Entry(E, "export OLLAMA_NUM_PARALLEL=2", "`slots` of the backend: how many calls Ollama runs at a time",
           command("add_backend counted http://192.0.2.1:11434 --slots 2", says="2 slots")),
