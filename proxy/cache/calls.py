@@ -24,6 +24,8 @@ from proxy.relay import Renaming, all_renamed, renamed, renaming
 
 # Of an answer that is kept while it is made, so that others can join and it can be stored.
 MAX_KEPT = 4 << 20
+# Seconds that a call waits to hear whether its model is still the same.
+MODELS_PATIENCE = 1.0
 
 
 class Question(NamedTuple):
@@ -51,7 +53,7 @@ class SharingCall(Dispatch):
         call = self.call
         assert call.key is not None
         assert call.key.cache is not None
-        question = self._question(call.key.cache)
+        question = await self._question(call.key.cache)
         if question is None:
             await self._alone()
         else:
@@ -63,7 +65,7 @@ class SharingCall(Dispatch):
         self._count(BYPASSED)
         await super()._relay(super()._written(self.request))
 
-    def _question(self, rule: Rule) -> Question | None:
+    async def _question(self, rule: Rule) -> Question | None:
         """None where the answer must be this call's alone."""
         call, client = self.call, self.client
         assert call.route is not None
@@ -72,12 +74,25 @@ class SharingCall(Dispatch):
         wish = policy.wish_of(client.header(b"cache-control"))
         if not wish.may_keep or not policy.may_share(rule.policy, path, self.request):
             return None
-        digest = self.runtime.fleet.digest_of(call)
+        digest = await self._digest()
         if not digest:
             return None
         model = call.model.served.canonical
         sent = steering(client.headers)
         return Question(rule, wish, Subject(rule.scope, rule.epoch(model), path, model, digest, call.context, sent))
+
+    async def _digest(self) -> str:
+        """Of the model as it is now; "" where that is not known."""
+        fleet = self.runtime.fleet
+        if not fleet.knows_models():
+            try:
+                async with asyncio.timeout(MODELS_PATIENCE):
+                    await fleet.refresh(tags=True)
+            except TimeoutError:
+                return ""
+            if not fleet.knows_models():
+                return ""
+        return fleet.digest_of(self.call)
 
     async def _hash(self, subject: Subject, request: Request, without: str = "") -> Hash:
         parts = material(subject, normalised(request, without))

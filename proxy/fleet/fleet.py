@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # How long a call waits for the first probe of a gateway that has just started, or for a fresh listing.
 PROBE_PATIENCE = 3.0
+# How old what is known of the installed models may be for an answer that was kept to be given.
+FRESH_SECONDS = 1.0
 # At most this share of calls is sent a second time (B12), after a burst.
 RETRY_SHARE = 0.1
 RETRY_BURST = 10.0
@@ -155,7 +157,7 @@ class Fleet:
         """What a backend has may have changed: it is asked at once, and nobody waits for it."""
         watch = self._watches.get(backend_id)
         if watch is not None:
-            watch.want()
+            watch.note_change()
 
     def has_another(self, call: Call, tried: Collection[str]) -> bool:
         """Whether a backend that was not tried could serve a call."""
@@ -245,6 +247,21 @@ class Fleet:
         if call.context:
             holders = [state for state in holders if state.offers_context(name, call.context, pinned)]
         return selection.in_rotation(holders, now)
+
+    def knows_models(self) -> bool:
+        """Whether what is known of the installed models is young enough to answer by it in place of a backend.
+
+        While somebody asks, it is brought up to date before it is too old.
+        """
+        now = time.monotonic()
+        seconds = min(FRESH_SECONDS, self.configuration.probe_seconds)
+        known = True
+        for watch in self._watches.values():
+            if watch.knows_models(now - seconds / 2) or not (watch.state.backend.enabled and watch.state.is_up):
+                continue
+            watch.want()
+            known = known and watch.knows_models(now - seconds)
+        return known
 
     def digest_of(self, call: Call) -> str:
         """Of the weights that would answer a call; "" where it is not known, or not the same on all backends.

@@ -227,6 +227,7 @@ class Watch:
         self._wanted = asyncio.Event()
         self._round: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tags_at = 0.0
+        self._changed_at = 0.0
         self._task = asyncio.create_task(self._run(), name=f"probe {state.name}")
 
     def stop(self) -> None:
@@ -235,6 +236,15 @@ class Watch:
     def want(self) -> None:
         """Has it asked soon, without waiting for it."""
         self._wanted.set()
+
+    def note_change(self) -> None:
+        """What is installed there has changed: what was heard before is not believed, and it is asked soon."""
+        self._changed_at = time.monotonic()
+        self._wanted.set()
+
+    def knows_models(self, since: float) -> bool:
+        """Whether it was asked what is installed after a moment (monotonic), and after the last known change."""
+        return self._tags_at >= max(since, self._changed_at)
 
     def knows_since(self, *, tags: bool) -> float:
         """When (monotonic) it was last asked what is warm or, with `tags`, what is installed."""
