@@ -203,11 +203,13 @@ async def held_streams(gateway, fake, count):
     """So many streams that have begun and wait for `fake.release()`; gives the tasks."""
     await fake.switch(slots=count)
     fault = fake.faults(path="/api/chat", hang_after_chunks=1)
-    tasks = [asyncio.create_task(raw_stream(gateway)) for _ in range(count)]
-    all_hang = asyncio.create_task(fake.saw("hung", count, timeout=100))
-    await asyncio.wait([*tasks, all_hang], return_when=asyncio.FIRST_COMPLETED)
-    assert all_hang.done(), [task.result() for task in tasks if task.done()]
-    await all_hang
+    tasks = []
+    while len(tasks) < count:  # of more at once than its queue holds, an Ollama refuses some
+        tasks += [asyncio.create_task(raw_stream(gateway)) for _ in range(min(250, count - len(tasks)))]
+        all_hang = asyncio.create_task(fake.saw("hung", len(tasks), timeout=60))
+        await asyncio.wait([*tasks, all_hang], return_when=asyncio.FIRST_COMPLETED)
+        assert all_hang.done(), [task.result() for task in tasks if task.done()]
+        await all_hang
     fake.book.rules.remove(fault)
     try:
         yield tasks
