@@ -187,7 +187,9 @@ class Call:
     @property
     def model_was_found(self) -> bool:
         """Whether some backend has the model: other names are whatever the caller made up, be it a key."""
-        return self.model is not None and (self.attempts > 0 or self.outcome != "failed")
+        if self.manages:
+            return self.outcome == "ok"
+        return self.model is not None and (self.attempts > 0 or self.outcome not in ("", "failed"))
 
     def note_first_byte(self) -> None:
         self.first_byte_at = time.monotonic()
