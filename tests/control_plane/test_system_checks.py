@@ -58,7 +58,7 @@ def test_l6_what_is_unsafe_for_others_is_said_by_check_deploy(settings, code, ch
 def documented():
     """The variables that docs/deployment.md has one set behind a proxy."""
     page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
-    line = next(line for line in page.splitlines() if "SITE_URL=https://" in line)
+    line = next(line for line in page.splitlines() if "`TRUSTED_PROXIES=" in line)
     return dict(pair.split("=", 1) for pair in re.findall(r"`([A-Z_]+=[^`]+)`", line))
 
 

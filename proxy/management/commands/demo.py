@@ -31,9 +31,14 @@ class Command(BaseCommand):
     help = "Runs a gateway with two fake Ollamas on this machine, for a first look. Ctrl-C ends it."
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--host",
+            default="127.0.0.1",
+            help="Address to listen on (default: %(default)s). Another in a container only.",
+        )
         parser.add_argument("--port", type=int, default=settings.PORT, help="Port (default: %(default)s).")
 
-    def handle(self, *, port: int, **options: Any) -> None:
+    def handle(self, *, host: str, port: int, **options: Any) -> None:
         if connection.vendor != "sqlite":
             raise CommandError("The demo has a SQLite database of its own. Unset DATABASE_URL to run it.")
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -41,14 +46,14 @@ class Command(BaseCommand):
         note = settings.DATA_DIR / "demo.json"
         children: list[subprocess.Popen[str]] = []
         try:
-            self._run(port, note, children)
+            self._run(host, port, note, children)
         except (Stopped, KeyboardInterrupt):
             self.stdout.write("\nThe demo has ended.")
         finally:
             note.unlink(missing_ok=True)
             _end(children)
 
-    def _run(self, port: int, note: Path, children: list[subprocess.Popen[str]]) -> None:
+    def _run(self, host: str, port: int, note: Path, children: list[subprocess.Popen[str]]) -> None:
         call_command("migrate", verbosity=0)
         backends = [_fake_ollama(children) for _ in range(2)]
         try:
@@ -61,7 +66,7 @@ class Command(BaseCommand):
         url = f"http://127.0.0.1:{port}"
         # What the pages print is this address, and that they show a demo.
         os.environ.update(SITE_URL=url, DEMO="True")
-        children.append(_child("serve", "--port", str(port)))
+        children.append(_child("serve", "--host", host, "--port", str(port)))
         _wait_until_ready(url, children[-1])
         _write(note, {
             "url": url,
