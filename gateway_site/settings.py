@@ -355,6 +355,7 @@ GATEWAY = Configuration(
     drain_seconds=env.seconds("DRAIN_SECONDS", 30),
     failed_credentials_per_minute=env.integer("FAILED_CREDENTIALS_PER_MINUTE", 30, minimum=1),
     access_log=env.flag("ACCESS_LOG", _FILE.access_log),
+    metrics_enabled=METRICS_ENABLED,
     metrics_dir=DATA_DIR / "metrics",
     metrics_namespace=METRICS_NAMESPACE,
     otel_endpoint=env.matching("OTEL_EXPORTER_OTLP_ENDPOINT", "", r"(https?://\S+)?", "http://collector:4318"),

@@ -40,6 +40,7 @@ class Configuration:
     drain_seconds: float = 30
     failed_credentials_per_minute: int = 30
     access_log: bool = False
+    metrics_enabled: bool = True
     # Where the processes of a host tell each other what they have counted; None: each is asked for its own.
     metrics_dir: Path | None = None
     metrics_namespace: str = "gateway"

@@ -41,6 +41,7 @@ class Metrics:
 
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
+        self._counts = configuration.metrics_enabled
         self.labels = Labels()
         self.tally = Tally(self.labels)
         self._gauges: list[list[object]] = []
@@ -49,7 +50,7 @@ class Metrics:
         self._pages: Pages = []
         self._pages_of = -TELL_PAGES_SECONDS
         self._shared: SharedNumbers | None = None
-        if configuration.metrics_dir is not None:
+        if configuration.metrics_dir is not None and self._counts:
             self._shared = SharedNumbers(configuration.metrics_dir, socket.gethostname())
         self._thread: WorkThread | None = None
         self._telling: asyncio.Future[None] | None = None
@@ -59,11 +60,13 @@ class Metrics:
 
     def ended(self, call: Call, row: Row) -> None:
         """A call that has a record, completed."""
-        self.tally.admitted(call, row)
+        if self._counts:
+            self.tally.admitted(call, row)
 
     def answered(self, call: Call, status: int, code: str = "") -> None:
         """A request without a record was answered by ourselves, or refused with a code."""
-        self.tally.answered(call, status, _age_us(call), REFUSED if code else ANSWERED, code)
+        if self._counts:
+            self.tally.answered(call, status, _age_us(call), REFUSED if code else ANSWERED, code)
 
     # Once a second
 
@@ -74,6 +77,8 @@ class Metrics:
             self._telling = self._thread.run(self._join)
 
     def tick(self, runtime: "Runtime") -> None:
+        if not self._counts:
+            return
         self._gauges = gauges(runtime)
         self.tally.counters.update(counters(runtime))
         self._tables = runtime.snapshot.tables if runtime.snapshot is not None else None
