@@ -10,6 +10,7 @@ import asyncio
 import json
 import re
 import shlex
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,9 +21,11 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+import trustme
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from gateway_site import settings as settings_module
 from gateway_site.server.listeners import what_to_do
 from proxy.fake_ollama import FakeOllama
 from proxy.models import Backend
@@ -463,6 +466,43 @@ async def config_paths(cast: Cast) -> None:
             await asyncio.sleep(0.05)
 
 
+async def container_takes_the_file(cast: Cast) -> None:
+    """The image serves on 8080 and leaves the file where they mount it; tests/deploy runs what is in the image."""
+    said = (ROOT / "deploy" / "Dockerfile").read_text()
+    assert re.search(
+        r'^EXPOSE 8080$.*^ENTRYPOINT \["ollama-gateway"\]\nCMD \["serve", ', said, re.MULTILINE | re.DOTALL
+    )
+    assert "CONFIG_FILE" not in said
+    assert str(settings_module._MOUNTED) == "/config.json"
+    await keys_of_the_file(cast)
+
+
+async def speaks_tls(cast: Cast) -> None:
+    authority, port = trustme.CA(), free_port()
+    issued = authority.issue_cert("localhost")
+    certificate, key = cast.gateway.directory / "chain.pem", cast.gateway.directory / "key.pem"
+    certificate.write_bytes(issued.cert_chain_pems[0].bytes())
+    key.write_bytes(issued.private_key_pem.bytes())
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    serve = ["manage.py", "serve", "--port", str(port), "--tls-cert", str(certificate), "--tls-key", str(key)]
+    with (cast.gateway.directory / "tls.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, *serve], cwd=ROOT, env=cast.gateway.env, stdout=log, stderr=log)
+    try:
+        async with httpx.AsyncClient(verify=trust, trust_env=False) as client, asyncio.timeout(60):
+            while process.poll() is None:
+                try:
+                    answer = await client.get(f"https://localhost:{port}/")
+                except httpx.TransportError:
+                    await asyncio.sleep(0.1)
+                else:
+                    break
+        assert answer.text == "Ollama is running"
+    finally:
+        process.terminate()
+        await asyncio.to_thread(process.wait, 60)
+
+
 THEIR_KEY = "ahP7DieD7rNpTUa6No--iJpOaXY3TDK8dIjKg0cp-hI="
 
 
@@ -613,8 +653,8 @@ TABLE = [
     Entry(B, "config.json: metrics.endpoint (/metrics)", "the default; `METRICS_PATH` goes first", metrics_of_the_file),
     Entry(B, "config.json: metrics.namespace (gateway)", "the default; `METRICS_NAMESPACE` goes first; checked",
           starts_with("METRICS_NAMESPACE", "gateway")),
-    Entry(B, "docker run -v …/config.json:/config.json -p 8080:8080", "a container that imports /config.json",
-          not_yet=7),
+    Entry(B, "docker run -v …/config.json:/config.json -p 8080:8080", "the same, of an image from `deploy/Dockerfile`",
+          container_takes_the_file),
     Entry(B, "everything under / is forwarded",
           "the routes that are known; superusers add others as pass-through routes",
           found("/api/nothing", status=404),
@@ -668,17 +708,19 @@ TABLE = [
           recorded(prompt_tokens=positive, completion_tokens=positive, stream=bool)),
     Entry(C, "rate limiting", "`set_limit`",
           command("set_limit --tenant default --metric requests --window minute --amount 100000", says="100000")),
-    Entry(C, "TLS", "`serve --tls-cert --tls-key`", command("serve --help", says="--tls-cert")),
+    Entry(C, "TLS", "`serve --tls-cert --tls-key`", speaks_tls),
     Entry(C, "persistent usage logs", "one record per call", recorded(outcome=lambda outcome: outcome == "ok")),
     Entry(C, "OpenTelemetry tracing", "`OTEL_EXPORTER_OTLP_ENDPOINT`: one trace a call", traced),
     Entry(C, "Grafana dashboard", "four, in `deploy/grafana`", comes_with_it("deploy/grafana/dashboards/*.json")),
-    Entry(C, "Docker images", "come with the deployment", not_yet=7),
+    Entry(C, "Docker images", "built from `deploy/Dockerfile`; `deploy/compose.yaml`",
+          comes_with_it("deploy/Dockerfile")),
     # D
     Entry(D, "build.bat, go build, one .exe", "`uv tool install`",
           differs="this is Python: one command installs it, but it is more than one file"),
     Entry(D, "ollama-proxy.exe serve", "`ollama-gateway serve`", console_script_serves),
     Entry(D, "ollama-proxy.exe run phi4", "`ollama-gateway run phi4`", run_phi4),
-    Entry(D, "install-service.bat", "a generated service file; on Windows WSL or a container", not_yet=7),
+    Entry(D, "install-service.bat", "`ollama-gateway install_service`; on Windows in WSL: `--system windows --print`",
+          command("install_service --system windows --print", says="Register-ScheduledTask")),
     Entry(D, "port 11434, Ollama on 11435", "`serve --port 11434` looks for Ollama on 11435", moving_is_explained),
     Entry(D, "http://localhost:11434/metrics", "the same", found("/metrics", holds="# TYPE")),
     *(Entry(D, path, "the same", found(path), not_yet=5)
