@@ -50,7 +50,7 @@ RULES_UNKNOWN = "The gateway does not know its IP rules yet: its database does n
 
 
 # What programs ask besides calls, with a token and never with a cookie. It stays on the port of the calls.
-FOR_PROGRAMS = (b"/manage/api/", b"/config/")
+FOR_PROGRAMS = (b"/manage/api/", b"/config/", b"/analytics/", b"/test")
 
 
 def _is_elsewhere(path: bytes, port: int | None) -> bool:

@@ -6,7 +6,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.template.loader import render_to_string
 
 # Where an error is an object, as in management_api/errors.py.
-FOR_PROGRAMS = ("/manage/api/", "/config/")
+FOR_PROGRAMS = ("/manage/api/", "/config/", "/analytics/")
 CODES = {400: "invalid_request", 403: "not_permitted", 404: "not_found"}
 
 

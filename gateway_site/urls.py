@@ -4,7 +4,7 @@ from django.conf import settings
 from django.contrib import admin
 from django.urls import include, path
 
-from gateway_site import counters, error_pages, health
+from gateway_site import analytics, counters, error_pages, health
 from gateway_site.management_api import api as management_api
 from gateway_site.management_api import config_paths
 from proxy import explain_pages, ip_rule_pages, key_pages, limit_pages, model_pages, setup_pages, webhook_pages
@@ -42,6 +42,7 @@ urlpatterns = [
     *ip_rule_pages.urls(),
     *management_api.urls(),
     *config_paths.urls(),
+    *analytics.urls(),
     path("admin/login/", sign_in.admin_login),
     path("admin/", admin.site.urls),
     *sign_in.urlpatterns,

@@ -30,6 +30,10 @@ from tenants.models import ApiKey
 _ANY_RIGHT = routes.find(b"/")[0]["GET"]
 
 
+def any_right() -> routes.Route:
+    return _ANY_RIGHT
+
+
 class OwnLimit(BaseModel):
     scope: str
     whose: Annotated[str, Field(description='E.g. "key x1Y2z3A4", "the tenant acme".')]
@@ -78,7 +82,7 @@ def authenticated(request: HttpRequest) -> Key:
     presented(request, NO_KEY)
     try:
         key = gateway.admission.admit(
-            gateway.rules(), _ANY_RIGHT, headers_of(request), _address(request), gateway.now()
+            gateway.rules(), _ANY_RIGHT, headers_of(request), address_of(request), gateway.now()
         )
     except Unavailable as exc:
         raise NotNow(exc.message) from None
@@ -102,7 +106,7 @@ def get_own_key(request: HttpRequest) -> dict[str, Any]:
     """Send an API key (ogw_…), in any form that calls take."""
     key: Key = request.auth  # type: ignore[attr-defined]
     row = ApiKey.objects.select_related("tenant", "user").get(pk=key.id)
-    states: LimitStates = counters.limits_of_key(row, str(_address(request) or ""))
+    states: LimitStates = counters.limits_of_key(row, str(address_of(request) or ""))
     plain = {name: getattr(row, name) for name in OwnKey.model_fields if hasattr(row, name) and name != "limits"}
     return {
         **plain,
@@ -114,7 +118,7 @@ def get_own_key(request: HttpRequest) -> dict[str, Any]:
     }
 
 
-def _address(request: HttpRequest) -> Address | None:
+def address_of(request: HttpRequest) -> Address | None:
     scope: Scope = request.scope  # type: ignore[attr-defined]  # that of ASGI: elsewhere there are no rules
     return door.address_of(scope, settings.GATEWAY)
 

@@ -7,13 +7,14 @@ from dataclasses import replace
 from proxy.limits.compiling import compiled
 from proxy.limits.states import LimitState
 from proxy.limits.subjects import LimitTable
-from tenants.models import Limit
+from tenants.models import ApiKey, Limit
 from usage.routing import Counted
 
 
-def touched(limits: Sequence[Counted]) -> list[LimitState]:
-    """Those that are gone meanwhile are left out."""
-    rows = Limit.objects.select_related("tenant", "user", "key").in_bulk([counted.limit_id for counted in limits])
+def touched(key: ApiKey, limits: Sequence[Counted]) -> list[LimitState]:
+    """Those that are gone meanwhile, or hold for the key no more, are left out."""
+    holding = Limit.objects.of_key(key).select_related("tenant", "user", "key")
+    rows = holding.in_bulk([counted.limit_id for counted in limits])
     rules = {rule.id: rule for rule in LimitTable(map(compiled, rows.values()), time.time()).all()}
     return [
         LimitState(rows[counted.limit_id], replace(rules[counted.limit_id], amount=counted.amount), counted.total, None)

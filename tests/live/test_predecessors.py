@@ -29,10 +29,11 @@ from gateway_site import settings as settings_module
 from gateway_site.server.listeners import what_to_do
 from proxy.fake_ollama import FakeOllama
 from proxy.models import Backend
-from tenants.models import ApiKey, IPRule, Limit
+from tenants.models import ApiKey, IPRule, Limit, Tenant
 from tests.live.gateway import ROOT, Gateway
 from tests.live.seen import calls
 from tests.ports import free_port
+from usage.models import StoredText
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -226,6 +227,33 @@ def recorded(**wanted: Callable[[Any], bool]) -> Check:
             assert holds(getattr(record, column)), (column, getattr(record, column))
 
     return ask
+
+
+async def texts_are_stored(cast: Cast) -> None:
+    cast.gateway.rows(Tenant).update(keeps_texts=True)
+    prompt = "to be kept " * 200
+    async with cast.client() as client, asyncio.timeout(20):
+        while True:  # the switch acts within a second
+            answer = await client.post("/api/generate", json={"model": "llama3", "prompt": prompt, "stream": False})
+            await cast.gateway.record(answer.headers["x-request-id"])
+            await asyncio.sleep(0.3)
+            text = cast.gateway.rows(StoredText).filter(pk=answer.headers["x-request-id"]).first()
+            if text is not None:
+                break
+    assert text.prompt == prompt[:1000]
+    assert text.answer
+    assert answer.json()["response"].startswith(text.answer[:20])
+
+
+async def searched(cast: Cast) -> None:
+    async with cast.client(**{"x-request-id": "to-be-searched"}) as client:
+        answer = await client.post("/api/generate", json={"model": "llama3", "prompt": "Hi"})
+        record = await cast.gateway.record(answer.headers["x-request-id"])
+        query = "model=llama3&start_time=2020-01-01&end_time=2999-01-01&limit=10"
+        results = (await client.get(f"/analytics/search?{query}")).json()["results"]
+        assert str(record.pk) in {result["id"] for result in results}
+        exported = (await client.get("/analytics/export?client_id=to-be-searched")).json()
+    assert [row["id"] for row in exported] == [str(record.pk)]
 
 
 def positive(value: int) -> bool:
@@ -723,19 +751,20 @@ TABLE = [
           command("install_service --system windows --print", says="Register-ScheduledTask")),
     Entry(D, "port 11434, Ollama on 11435", "`serve --port 11434` looks for Ollama on 11435", moving_is_explained),
     Entry(D, "http://localhost:11434/metrics", "the same", found("/metrics", holds="# TYPE")),
-    *(Entry(D, path, "the same", found(path), not_yet=5)
+    *(Entry(D, path, "the same; JSON fields in docs/usage.md", found(path))
       for path in ("/analytics", "/analytics/stats", "/analytics/search", "/test")),
     *(Entry(D, name, "a metric of this name", metric(name, kind)) for name, kind in (
         ("ollama_request_duration_seconds", "histogram"), ("ollama_tokens_generated", "histogram"),
         ("ollama_tokens_per_second", "histogram"), ("ollama_requests_total", "counter"),
         ("ollama_active_requests", "gauge"))),
-    Entry(D, "prompts cut at 1,000 characters, previews of answers, kept 7 days", "a switch per tenant", not_yet=5),
+    Entry(D, "prompts cut at 1,000 characters, previews of answers, kept 7 days",
+          "a switch per tenant (off): `keeps_texts`", texts_are_stored),
     Entry(D, "token counts, duration, status code", "columns of the record",
           recorded(completion_tokens=positive, total_us=positive, status=lambda status: status == 200)),
     Entry(D, "client IP and user agent", "columns of the record",
           recorded(client_address=lambda address: address == "127.0.0.1", user_agent="their-app/1.0".__eq__)),
-    Entry(D, "a searchable SQLite database in ./ollama_analytics", "SQLite in `DATA_DIR`, searched in the admin",
-          not_yet=5),
+    Entry(D, "a searchable SQLite database in ./ollama_analytics", "SQLite in `DATA_DIR`, searched by "
+          "`/analytics/search` and under *Requests*", searched),
     Entry(D, "10–20 MB of memory, start within 100 ms", "`make bench` prints ours",
           differs="Python needs more of both"),
     Entry(D, "“Port Already in Use”", "the message names the process and says what to do", moving_is_explained),

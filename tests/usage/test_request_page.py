@@ -206,6 +206,13 @@ def test_limits_that_a_call_was_counted_against_are_told_as_they_stood(key, alic
     ]
 
 
+def test_t1_a_limit_of_another_tenant_is_not_told_whatever_a_record_says(key, alice, other):
+    theirs = make_limit(77, tenant=other)
+    html = open_as(alice, told(make_usage(key), limits=[[theirs.pk, 1, 77]])).content.decode()
+    assert "counted against" not in html
+    assert "other" not in text_of(html)
+
+
 def test_t1_foreign_and_missing_requests_alike_are_not_there(key, alice, bob, charlie):
     record = make_usage(key)
     missing = UsageRecord(pk="00000000-0000-7000-8000-000000000000")

@@ -24,6 +24,7 @@ BY_LINK = {"invitation"}
 # What a stranger gets that is not the way to the sign-in page.
 OPEN = {
     "livez", "readyz", "metrics",  # machines; the last two for METRICS_NETWORKS
+    "test",  # whether it works, and nothing else
     "account/login/", "account/logout/", "account/signup/", "account/inactive/", "account/password/reset/",
     "account/password/reset/done/", "account/password/reset/key/done/",
     "account/password/reset/key/%(uidb36)s-%(key)s/",

@@ -27,7 +27,7 @@ class Known:
     """What this page needs to know and usage does not: handed in by gateway_site/urls.py."""
 
     limits_of: Callable[[ApiKey], object]  # how the limits stand that hold for a key
-    touched: Callable[[Sequence[Counted]], Sequence[object]]  # how those stood that a call was counted against
+    touched: Callable[[ApiKey, Sequence[Counted]], Sequence[object]]  # how those stood that a call was counted against
     error_words: Callable[[str], tuple[str, str]]  # of an error's code: what happened, what to do next
 
 
@@ -51,7 +51,7 @@ def one_request(request: PersonRequest, pk: UUID, known: Known) -> HttpResponse:
         "receipt": receipt(record, price) if price and record.cost_nano is not None else None,
         "backend_words": backend_words(record, routing),
         "attempts": attempts(routing, record.backend, ended[0]),
-        "touched": known.touched(routing.limits) if key and routing.limits else [],
+        "touched": known.touched(key, routing.limits) if key and routing.limits else [],
         "has_text": texts.readable_by(request.user, scopes).filter(pk=record.pk).exists(),
         "key": key,
         "limits": known.limits_of(key) if key and not key.revoked_at else None,
