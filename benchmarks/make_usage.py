@@ -1,4 +1,4 @@
-"""Invented usage at scale, stored by the ledger's own code: records and roll-ups agree as they do in life.
+"""Invented usage at scale, records and roll-ups, by SQL (bulk_usage.py); `manage.py reconcile` proves that they agree.
 
     DATABASE_URL=sqlite:////tmp/large.sqlite3 python benchmarks/make_usage.py --rows 10000000 --days 400 --tenants 50
 
@@ -17,19 +17,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from django.conf import settings
-from django.db import connection
 from django.utils import timezone
 
 from benchmarks import processes  # noqa: F401 - sets Django up
+from benchmarks.bulk_usage import BulkUsage, Call
 from proxy.ledger.rows import AT, COLUMNS, Row, cost_of
-from proxy.ledger.store import Store
 from tenants.keys import create_key
 from tenants.models import ApiKey, Membership, Role, Tenant, User
 from usage.costs import PriceRow, pick
 from usage.models import Price, UsageRecord
 from usage.rollups import day_begins, day_of, reporting_zone
 
-BATCH = 5_000
 KEYS_PER_TENANT = 8
 BACKENDS = ("gpu1", "gpu2", "gpu3", "gpu4")
 # name → price of input and output in millionths of the currency for 1 M tokens; one has none
@@ -71,28 +69,14 @@ def main() -> None:
     began = time.monotonic()
     chance = random.Random(f"{options.rows} {options.days} {options.tenants}")
     habits = make_habits(options.tenants, chance)
-    store = Store(reporting_zone().key, Path(settings.DATA_DIR) / "quarantine")
-    with indexes_made_afterwards():
-        batch: list[Row] = []
+    with BulkUsage([body for habit in habits for body in habit.bodies]) as usage:
         done = 0
-        for row in calls(habits, options.rows, options.days, chance):
-            batch.append(row)
-            if len(batch) == BATCH:
-                store.add(batch)
-                done += len(batch)
-                batch = []
-                show_progress(done, options.rows, began)
-        if batch:
-            store.add(batch)
-        show_progress(options.rows, options.rows, began)
+        for day, made in calls(habits, options.rows, options.days, chance):
+            usage.add_day(day, made)
+            done += len(made)
+            show_progress(done, options.rows, began)
         print("\nmaking the indexes", file=sys.stderr, flush=True)
-    with connection.cursor() as cursor:
-        cursor.execute("ANALYZE")
-    if connection.vendor == "postgresql":
-        with connection.cursor() as cursor:
-            cursor.execute("SET statement_timeout = 0")
-            cursor.execute("VACUUM ANALYZE")
-    print(f"{options.rows:,} records in {time.monotonic() - began:.0f} s")
+    print(f"{done:,} records in {time.monotonic() - began:.0f} s")
 
 
 def show_progress(done: int, rows: int, began: float) -> None:
@@ -101,23 +85,6 @@ def show_progress(done: int, rows: int, began: float) -> None:
     left = taken / done * (rows - done)
     print(f"\r[{bar:40}] {100 * done / rows:5.1f} %  {done:,} records, {left:.0f} s left  ", end="", file=sys.stderr,
           flush=True)  # fmt: skip
-
-
-class indexes_made_afterwards:
-    """Records are added without their indexes, which are made at the end: three times as fast."""
-
-    def __enter__(self) -> None:
-        with connection.schema_editor() as editor:
-            for index in UsageRecord._meta.indexes:
-                editor.remove_index(UsageRecord, index)
-
-    def __exit__(self, *exc: object) -> None:
-        if connection.vendor == "postgresql":
-            with connection.cursor() as cursor:
-                cursor.execute("SET statement_timeout = 0")
-        for index in UsageRecord._meta.indexes:
-            with connection.schema_editor() as editor:
-                editor.add_index(UsageRecord, index)
 
 
 def make_habits(tenants: int, chance: random.Random) -> list[Habit]:
@@ -169,7 +136,8 @@ def body(key: ApiKey, model: str, backend: str, chance: random.Random, prices: l
         "total_us": decode + prompt * 300 + 4_000, "gateway_us": chance.randrange(150, 900),
         "prompt_tokens": prompt, "completion_tokens": answer, "estimated": outcome not in ("ok", "cached"),
         "bytes_in": prompt * 4, "bytes_out": answer * 110, "client_address": f"10.0.{key.pk % 250}.7",
-        "user_agent": "ollama-python/0.6.0", "currency": settings.GATEWAY.currency, "routing": "",
+        "user_agent": "ollama-python/0.6.0", "currency": settings.GATEWAY.currency,
+        "routing": '{"warm":true,"busy":1,"of":2}',
     }  # fmt: skip
     row: Row = [values.get(name) for name in COLUMNS]
     price = pick(prices, model, backend, timezone.now())
@@ -178,33 +146,31 @@ def body(key: ApiKey, model: str, backend: str, chance: random.Random, prices: l
     return row
 
 
-def calls(habits: list[Habit], rows: int, days: int, chance: random.Random) -> Iterator[Row]:
-    """In the order of time, until the end of yesterday."""
-    zone = reporting_zone()
-    last = day_of(timezone.now(), zone) - timedelta(days=1)
+def calls(habits: list[Habit], rows: int, days: int, chance: random.Random) -> Iterator[tuple[date, list[Call]]]:
+    """Those of each day, in the order of time, until the end of yesterday."""
+    last = day_of(timezone.now(), reporting_zone()) - timedelta(days=1)
     weights = list(accumulate(habit.weight for habit in habits))
     left = rows
     for back in range(days - 1, -1, -1):
         count = left // (back + 1)
         left -= count
-        yield from calls_of_day(last - timedelta(days=back), count, habits, weights, chance)
+        day = last - timedelta(days=back)
+        yield day, list(calls_of_day(day, count, habits, weights, chance))
 
 
 def calls_of_day(
     day: date, count: int, habits: list[Habit], weights: list[float], chance: random.Random
-) -> Iterator[Row]:
+) -> Iterator[Call]:
     zone = reporting_zone()
     begins = day_begins(day, zone).timestamp()
     length = day_begins(day + timedelta(days=1), zone).timestamp() - begins - 1
     moments = sorted(chance.random() * length for _ in range(count))
-    for moment, habit in zip(moments, chance.choices(habits, cum_weights=weights, k=count), strict=True):
-        row = habit.bodies[int(chance.random() * BODIES)].copy()
+    labelled = [habit.labelled for habit in habits]
+    for moment, whose in zip(moments, chance.choices(range(len(habits)), cum_weights=weights, k=count), strict=True):
         at = begins + moment
-        row[0] = f"{int(at * 1000):012x}7{chance.getrandbits(76) | 1 << 75:019x}"
-        row[2], row[3] = at, at + row[27] / 1_000_000
-        if habit.labelled:
-            row[8] = f"customer {int(chance.random() * END_USERS)}"
-        yield row
+        label = f"customer {int(chance.random() * END_USERS)}" if labelled[whose] else ""
+        pk = f"{int(at * 1000):012x}7{chance.getrandbits(76) | 1 << 75:019x}"
+        yield pk, at, whose * BODIES + int(chance.random() * BODIES), label
 
 
 if __name__ == "__main__":

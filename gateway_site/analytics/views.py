@@ -11,7 +11,7 @@ from django.views.decorators.http import require_safe
 from gateway_site import counters
 from gateway_site.analytics import figures
 from gateway_site.analytics.readers import Reader, reader_of
-from gateway_site.management_api.errors import Forbidden, Invalid, Problem, TooManyRequests, answer, problem_of
+from gateway_site.management_api.errors import BadRequest, Forbidden, Problem, TooManyRequests, answer, problem_of
 from proxy.backend_state import BackendView
 from proxy.models import Backend
 from tenants import rate_limits
@@ -36,7 +36,7 @@ def told_in_json(view: View) -> View:
         try:
             return view(request)
         except BadQuestion as exc:
-            return answer(request, Invalid(str(exc), field=exc.parameter))
+            return answer(request, BadRequest(str(exc), field=exc.parameter))
         except (Problem, DatabaseError) as exc:
             return answer(request, problem_of(exc))
 

@@ -147,7 +147,7 @@ async def test_search_narrows_down(gateway, query, count):
 )
 async def test_bad_questions_are_told_with_the_name_of_the_parameter(gateway, path, field):
     answer = await got(gateway, path, gateway.bobs)
-    assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (400, field)
 
 
 async def test_texts_come_to_their_key_and_each_look_is_audited(gateway):
