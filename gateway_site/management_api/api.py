@@ -1,12 +1,14 @@
 """All of the management API, and its OpenAPI document."""
 
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import URLPattern, URLResolver, include, path, re_path
+from django.views.decorators.http import require_safe
 from ninja import NinjaAPI, Router
+from ninja.responses import Response
 
 from gateway_site.management_api import catalogue, errors, keys, own_key, usage
 from gateway_site.management_api.backends import Backends
@@ -26,8 +28,10 @@ api = NinjaAPI(
     title="Ollama Gateway: management",
     version="1",
     description="What the pages do, for programs. Rights are those that the token's user has at that moment.",
-    # The page of ninja comes from other hosts, which our content security policy does not let in.
+    # The page of ninja comes from other hosts, which our content security policy does not let in; its document is
+    # made anew for each question, whatever the method.
     docs_url=None,
+    openapi_url=None,
     auth=ManagementTokenAuth(),
     parser=StrictParser(),
     renderer=JSONRenderer(),
@@ -54,8 +58,19 @@ def urls() -> list[URLPattern | URLResolver]:
     patterns, app, namespace = api.urls
     for pattern in patterns:
         pattern.callback = in_one_shape(pattern.callback)  # type: ignore[union-attr]
-    nothing_else: Any = re_path("", in_one_shape(nothing_here))
-    return [path(PREFIX[1:], include(([*patterns, nothing_else], app), namespace=namespace))]
+    own: list[Any] = [path("openapi.json", in_one_shape(document)), re_path("", in_one_shape(nothing_here))]
+    return [path(PREFIX[1:], include(([*patterns, *own], app), namespace=namespace))]
+
+
+@cache
+def the_document() -> bytes:
+    """What the API is does not change while the program runs."""
+    return Response(api.get_openapi_schema()).content
+
+
+@require_safe
+def document(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(the_document(), content_type="application/json")
 
 
 def in_one_shape(view: View) -> View:

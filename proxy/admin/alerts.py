@@ -144,10 +144,10 @@ class DeliveryAdmin(LargeTableAdmin):
 
     def test_mail(self, request: HttpRequest) -> HttpResponse:
         """To whoever presses the button."""
-        if request.method != "POST":
-            return HttpResponseNotAllowed(["POST"])
         if not self.has_view_permission(request):
             raise PermissionDenied
+        if request.method != "POST":
+            return HttpResponseNotAllowed(["POST"])
         if not request.user.email:
             self.message_user(request, "Your account has no e-mail address.", messages.ERROR)
             return to_list(self)

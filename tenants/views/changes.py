@@ -118,9 +118,10 @@ def _asked_for(request: PersonRequest) -> tuple[Filters, QuerySet[AuditEntry]]:
 
 
 def _query(request: PersonRequest, **more: int) -> str:
-    """The filters as they were asked for, and another page."""
+    """The filters as they were asked for, and another page. Names that are no filters are not passed on."""
     query = request.GET.copy()
-    query.pop("before", None)
+    for name in set(query) - set(Filters.base_fields) | {"before"}:
+        query.pop(name, None)
     query.update(more)
     return query.urlencode()
 

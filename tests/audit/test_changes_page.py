@@ -240,6 +240,12 @@ def test_the_page_asks_few_questions_and_none_per_row(signed_in, acme, bob):
     assert few <= 14
 
 
+def test_what_is_no_filter_is_not_passed_on(signed_in):
+    page = signed_in.get(PAGE, {"user": "somebody", "action": "changed", "before": 9})
+    assert page.context["query"] == "action=changed"
+    assertNotContains(page, "somebody")
+
+
 def test_the_export_follows_the_filters_and_is_limited(signed_in, acme):
     make_limit(3, tenant=acme)
     make_key(acme, "=1+1")

@@ -171,3 +171,14 @@ def test_the_document_is_public_and_names_no_host(client: Client, db):
     assert answer.json()["openapi"].startswith("3.")
     assert "://" not in re.sub(r"http://10\.0\.0\.5:11434|https\?://", "", answer.content.decode())
     assert error(client.get(f"{API}docs"), 404)[0] == "not_found"
+
+
+def test_the_document_is_made_once_and_only_read(client: Client, db, monkeypatch):
+    first = client.get(f"{API}openapi.json").content
+    monkeypatch.setattr("gateway_site.management_api.api.api.get_openapi_schema", None)
+    assert client.get(f"{API}openapi.json").content == first
+    assert client.head(f"{API}openapi.json").status_code == 200
+    for method in ("post", "put", "patch", "delete"):
+        answer = getattr(client, method)(f"{API}openapi.json")
+        assert error(answer, 405)[0] == "method_not_allowed"
+        assert answer["allow"] == "GET, HEAD"

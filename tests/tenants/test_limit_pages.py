@@ -250,3 +250,13 @@ def test_the_admin_makes_webhooks_for_all_tenants_and_tests_them(client, root, m
     root.save()
     client.post(reverse("admin:proxy_delivery_test_mail"))
     assert mailoutbox[0].to == ["root@example.com"]
+    assert client.get(reverse("admin:proxy_delivery_test_mail")).status_code == 405
+
+
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_staff_who_may_not_see_deliveries_send_no_test_mail(client, bob, mailoutbox, method):
+    bob.is_staff = True
+    bob.save()
+    client.force_login(bob)
+    assert getattr(client, method)(reverse("admin:proxy_delivery_test_mail")).status_code == 403
+    assert mailoutbox == []
