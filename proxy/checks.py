@@ -1,7 +1,9 @@
 """System checks: what cannot work is said before the first call."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
+from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.db import connections
 
@@ -23,3 +25,17 @@ def check_triggers(*, databases: Sequence[str] | None = None, **_: object) -> li
                 )
             )
     return problems
+
+
+@register(Tags.security)
+def check_traces(**_: object) -> list[CheckMessage]:
+    """What sends traces is installed where they are asked for."""
+    if not settings.GATEWAY.otel_endpoint or (find_spec("opentelemetry") and find_spec("opentelemetry.sdk")):
+        return []
+    return [
+        Error(
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set, but OpenTelemetry is not installed.",
+            hint="Install the extra: pip install 'ollama-gateway[otel]'. Or leave the variable out.",
+            id="proxy.E002",
+        )
+    ]

@@ -111,7 +111,6 @@ class Runtime:
         self.limits.start()
         self.cache.start()
         self.tracing = tracing_of(self.configuration)
-        self.metrics.start()
         self.fleet = Fleet(self.configuration, self.instance)
         self._rules = RulesWatch(lambda tables: _call_soon(loop, self._apply, tables), self.configuration.time_zone)
         self._rules.start()
@@ -120,6 +119,7 @@ class Runtime:
         self.worker_reports.start(self.ledger.run, self._status)
         self.alerts.start()
         self._backend_reports = BackendReports(self.fleet.states)
+        await self.metrics.start()
         try:
             async with asyncio.timeout(START_PATIENCE):
                 await self._ready.wait()

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Between two times that a process tells its numbers, and those of its pages, which take some milliseconds.
-TELL_SECONDS = 1.0
+# How long the start waits for files that another process has locked.
+JOIN_PATIENCE = 1.0
+# Between two times that a process tells the numbers of its pages, which take some milliseconds.
 TELL_PAGES_SECONDS = 5.0
 
 # When each counter was made: twice as many lines, which nobody reads.
@@ -70,11 +71,12 @@ class Metrics:
 
     # Once a second
 
-    def start(self) -> None:
-        """In the loop."""
+    async def start(self) -> None:
+        """Joins the other processes; where that takes too long, calls begin without it."""
         if self._shared is not None:
             self._thread = WorkThread("metrics")
             self._telling = self._thread.run(self._join)
+            await asyncio.wait({self._telling}, timeout=JOIN_PATIENCE)
 
     def tick(self, runtime: "Runtime") -> None:
         if not self._counts:
