@@ -31,11 +31,12 @@ GROUPS = (
     )),
     Group("fleet", "Fleet", "The Ollama servers, and what models are called and set to.", (
         "proxy.Backend", "proxy.ModelJob", "proxy.ModelAlias", "proxy.DefaultModels", "proxy.ModelPolicy",
-        "proxy.PassThroughRoute",
+        "proxy.PassThroughRoute", "proxy.CacheSettings", "proxy.CachePurge",
     )),
     Group("money", "Money", "What models cost.", ("usage.Price", "usage.Rerating")),
     Group("usage", "Usage", "What was used, as it was recorded. Nobody edits it.", (
         "usage.UsageRecord", "usage.UsageBucket", "usage.DailyUsage", "proxy.RefusalCount",
+        "proxy.CacheUse",
         "proxy.LimitAlert", "proxy.Delivery",
     )),
     Group("sign-in", "Sign-in", "How people of this gateway prove who they are.", (

@@ -2,7 +2,17 @@
 
 from urllib.parse import urlsplit
 
-from proxy.models import Backend, DefaultModels, ModelAlias, ModelJob, ModelPolicy, PassThroughRoute, Webhook
+from proxy.models import (
+    Backend,
+    CachePurge,
+    CacheSettings,
+    DefaultModels,
+    ModelAlias,
+    ModelJob,
+    ModelPolicy,
+    PassThroughRoute,
+    Webhook,
+)
 from tenants.audited import tenant_of
 from tenants.auditing import track
 
@@ -13,6 +23,8 @@ def track_tables() -> None:
     track(ModelPolicy)
     track(PassThroughRoute)
     track(DefaultModels, ignored={"aliases_seeded_at"})
+    track(CacheSettings)
+    track(CachePurge, tenant=lambda purge: purge.tenant_id)
     # That somebody had a model pulled or deleted; how far it is changes every second.
     track(
         ModelJob,

@@ -18,6 +18,7 @@ from gateway_site.management_api.fields import Body, ModelName, Moment, Name, Nu
 from gateway_site.management_api.paging import After, Size, page, page_of
 from gateway_site.management_api.people import Username
 from gateway_site.management_api.resources import IdempotencyKey, Resource, changing, reading, required
+from gateway_site.management_api.tenants import CachePolicy
 from gateway_site.management_api.tokens import Caller
 from tenants import authority
 from tenants.forms import OVERLAPS
@@ -46,6 +47,7 @@ class NewKey(Body):
     max_output_tokens: Number | None = None
     latency_class: Annotated[Literal["", "interactive", "batch"], Field(description="Empty: as the tenant.")] = ""
     weight: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    cache_policy: CachePolicy = ""
 
 
 class Rotation(Body):
@@ -71,6 +73,7 @@ class ShownKey(BaseModel):
     max_output_tokens: int | None
     latency_class: str
     weight: int | None
+    cache_policy: str
     imported: bool
     created_at: datetime
     created_by: str | None

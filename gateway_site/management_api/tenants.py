@@ -15,6 +15,14 @@ from tenants.models import Tenant
 LatencyClass = Literal["interactive", "batch"]
 Weight = Annotated[int, Field(ge=1, le=10_000, description="Its share of a busy fleet; 100 is ordinary.")]
 
+CachePolicy = Annotated[
+    Literal["", "off", "deterministic", "all"],
+    Field(description="Which answers are kept and given again. Empty: as the installation or, for a key, the tenant."),
+]
+CacheScope = Annotated[
+    Literal["key", "tenant", "shared"],
+    Field(description="Who gets what is kept: the same key, all keys of the tenant, all tenants that chose shared."),
+]
 KeepsTexts = Annotated[bool, Field(description="Whether beginnings of prompts and answers are stored for 7 days.")]
 
 
@@ -24,6 +32,8 @@ class NewTenant(Body):
     latency_class: LatencyClass = "interactive"
     weight: Weight = 100
     keeps_texts: KeepsTexts = False
+    cache_policy: CachePolicy = ""
+    cache_scope: CacheScope = "tenant"
 
 
 class ShownTenant(BaseModel):
@@ -33,13 +43,15 @@ class ShownTenant(BaseModel):
     latency_class: str
     weight: int
     keeps_texts: bool
+    cache_policy: str
+    cache_scope: str
     created_at: datetime
 
 
 class Tenants(Resource):
     path, one, scope, model = "tenants", "tenant", "tenants:write", Tenant
     New, Shown = NewTenant, ShownTenant
-    natural, compared = ("name",), ("enabled", "latency_class", "weight", "keeps_texts")
+    natural, compared = ("name",), ("enabled", "latency_class", "weight", "keeps_texts", "cache_policy", "cache_scope")
 
     def rows(self, caller: Caller) -> QuerySet[Any]:
         return caller.tenants_seen()

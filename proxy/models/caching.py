@@ -1,7 +1,5 @@
 """What is kept of answers: how long and for whom, what was thrown away, and what it saved."""
 
-from typing import TYPE_CHECKING
-
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
@@ -10,9 +8,6 @@ from django.db.models import Q
 from proxy.model_names import InvalidModelName, parse
 from tenants.auditing import Audited
 from tenants.models import CachePolicy, Tenant
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 LONGEST = 30 * 24 * 3600
 
@@ -90,6 +85,15 @@ class CachePurge(Audited):
             raise ValidationError({"model": "Write the name of one model, such as qwen3:8b."}) from None
 
 
+COUNTED = ("hits", "misses", "coalesced", "bypassed", "saved_gpu_us", "saved_tokens")
+
+
+class CacheUseQuerySet(models.QuerySet["CacheUse"]):
+    def sums(self) -> dict[str, int]:
+        found = self.order_by().aggregate(**{name: models.Sum(name) for name in COUNTED})
+        return {name: total or 0 for name, total in found.items()}
+
+
 class CacheUse(models.Model):
     """What the cache did for one tenant on one day (UTC). Added to by the workers every few seconds."""
 
@@ -104,6 +108,8 @@ class CacheUse(models.Model):
     saved_gpu_us = models.PositiveBigIntegerField(default=0, help_text="GPU microseconds that were not needed.")
     saved_tokens = models.PositiveBigIntegerField(default=0)
 
+    objects = CacheUseQuerySet.as_manager()
+
     class Meta:
         verbose_name = "use of the cache"
         verbose_name_plural = "uses of the cache"
@@ -112,16 +118,3 @@ class CacheUse(models.Model):
 
     def __str__(self) -> str:
         return f"{self.day} {self.tenant_id}"
-
-
-COUNTED = ("hits", "misses", "coalesced", "bypassed", "saved_gpu_us", "saved_tokens")
-
-
-def hit_percent(sums: "dict[str, int | None]") -> float | None:
-    """Of the calls that could be answered from what is kept; None without any."""
-    asked = sum(sums.get(name) or 0 for name in ("hits", "misses", "coalesced"))
-    return 100 * ((sums.get("hits") or 0) + (sums.get("coalesced") or 0)) / asked if asked else None
-
-
-def summed(rows: "Iterable[CacheUse]") -> dict[str, int]:
-    return {name: sum(getattr(row, name) for row in rows) for name in COUNTED}

@@ -84,7 +84,7 @@ class ApiKeyAdmin(admin.ModelAdmin):
             {
                 "fields": [
                     "models_allowed", "may_infer", "may_list", "may_manage", "may_use_cloud", "may_be_in_path",
-                    "max_output_tokens", "latency_class", "weight",
+                    "max_output_tokens", "latency_class", "weight", "cache_policy",
                 ]
             },
         ),

@@ -54,7 +54,10 @@ class TenantAdmin(ArchivingAdmin):
     list_filter = [Archived, "enabled"]
     search_fields = ["name"]
     search_help_text = "Name"
-    fields = ["name", "enabled", "latency_class", "weight", "keeps_texts", "created_at", "archived_at"]
+    fields = [
+        "name", "enabled", "latency_class", "weight", "cache_policy", "cache_scope", "keeps_texts", "created_at",
+        "archived_at",
+    ]  # fmt: skip
     readonly_fields = ["created_at", "archived_at"]
     inlines = [MembershipInline]
     actions = ["disable", "enable", "restore"]

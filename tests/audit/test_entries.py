@@ -297,8 +297,9 @@ def _bulk_calls(path):
 MACHINES = {
     "tenants.ApiKeyLastUsed", "tenants.AuditEntry", "tenants.KeptAnswer", "tenants.ManagementTokenLastUsed",
     "tenants.SetupLink", "tenants.ShownOnce",
-    "proxy.BackendReport", "proxy.CallCancellation", "proxy.ConfigRevision", "proxy.Delivery", "proxy.Duty",
-    "proxy.IPRuleUse", "proxy.LimitAlert", "proxy.RefusalCount", "proxy.WorkerReport", "proxy.ConfigImport",
+    "proxy.BackendReport", "proxy.CacheUse", "proxy.CallCancellation", "proxy.ConfigRevision", "proxy.Delivery",
+    "proxy.Duty", "proxy.IPRuleUse", "proxy.LimitAlert", "proxy.RefusalCount", "proxy.WorkerReport",
+    "proxy.ConfigImport",
     "usage.DailyTotal", "usage.DailyUsage", "usage.EndUserUsage", "usage.Retention", "usage.StoredText",
     "usage.UsageBucket", "usage.UsageRecord",
 }  # fmt: skip

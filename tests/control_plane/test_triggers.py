@@ -80,6 +80,7 @@ def test_a_change_in_the_admin_is_announced(client):
         "name": "acme",
         "latency_class": "interactive",
         "weight": "100",
+        "cache_scope": "tenant",
         "memberships-TOTAL_FORMS": "0",
         "memberships-INITIAL_FORMS": "0",
     }

@@ -35,7 +35,7 @@ class Keys(Kind):
         yield from columns(ApiKey, "enabled", models="models_allowed", expires="expires_at")
         yield from columns(
             ApiKey, "max_output_tokens", "may_infer", "may_list", "may_manage", "may_use_cloud", "may_be_in_path",
-            "latency_class", "weight",
+            "latency_class", "weight", "cache_policy",
         )  # fmt: skip
 
     def queryset(self) -> Iterable[Any]:

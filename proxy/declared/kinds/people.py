@@ -16,7 +16,9 @@ class Tenants(Kind):
     removal = "archive"
 
     def make_fields(self) -> Iterable[Field]:
-        return columns(Tenant, "name", "enabled", "latency_class", "weight", "keeps_texts")
+        return columns(
+            Tenant, "name", "enabled", "latency_class", "weight", "keeps_texts", "cache_policy", "cache_scope"
+        )
 
     def queryset(self) -> Iterable[Any]:
         return self.world.tenants.values()
