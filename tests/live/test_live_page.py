@@ -295,7 +295,7 @@ async def test_cancel_is_for_those_who_may_and_ends_the_real_stream(gateway, cas
                 assert refused["type"] == "refused", person
                 assert why in refused["why"]
         permission = Permission.objects.using(gateway.alias).get(codename="add_callcancellation")
-        cast.stan.user_permissions.add(permission)
+        gateway.rows(User.user_permissions.through).create(user=cast.stan, permission=permission)
         async with page_of(gateway, cast.stan) as page:
             await page.shows("alice's key", "bob's key")
             since = time.monotonic()
