@@ -8,6 +8,7 @@ import pytest_asyncio
 
 from proxy.fake_ollama import FakeOllama
 from tests.live.collector import Collector
+from tests.scraped import scrape
 from usage.models import UsageRecord
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -37,6 +38,7 @@ async def gateway(make_shared_gateway, fake, collector):
         OTEL_EXPORTER_OTLP_HEADERS="x-collector-token=a%20secret%20of%20the%20collector",
         OTEL_SERVICE_NAME="gateway-of-the-tests",
         ACCESS_LOG="True",
+        CACHE_POLICY="deterministic",
     )
     made.make_backend(fake.url)
     _, made.key = made.make_key()
@@ -147,6 +149,30 @@ async def test_the_access_log_is_one_line_of_json_a_call(gateway):
     }  # fmt: skip
     assert wanted.items() <= line.items()
     assert (await line_of(gateway, listing.headers["x-request-id"]))["outcome"] == "answered"
+
+
+async def test_an_answer_that_was_kept_is_seen_as_one(gateway, collector):
+    body = {"model": MODEL, "prompt": "Hello", "stream": False, "options": {"seed": 1, "temperature": 0}}
+    before = await scrape(gateway.url)
+    async with gateway.client(gateway.key) as client:
+        made, kept = [await client.post("/api/generate", json=body) for _ in range(2)]
+    assert [answer.headers["x-cache"] for answer in (made, kept)] == ["MISS", "HIT"]
+    line = await line_of(gateway, kept.headers["x-request-id"])
+    assert (line["outcome"], line["model"], line["backend"]) == ("cached", f"{MODEL}:latest", "")
+    whole, *steps = await asyncio.to_thread(trace_of, collector, kept.headers["x-request-id"])
+    assert whole["attributes"]["gateway.outcome"] == "cached"
+    assert "backend" not in [step["name"] for step in steps]
+    async with asyncio.timeout(30):  # gauges are of the last second
+        while True:
+            after = await scrape(gateway.url)
+            if after.total("ollama_cache_size") > before.total("ollama_cache_size"):
+                break
+            await asyncio.sleep(0.05)
+    for name in ("gateway_cache_hits_total", "ollama_cache_hits_total"):
+        assert after.total(name) - before.total(name) == 1, name
+    for name in ("gateway_cache_misses_total", "ollama_cache_misses_total"):
+        assert after.total(name) - before.total(name) >= 1, name
+    assert after.total("gateway_calls_total", outcome="cached", model=f"{MODEL}:latest") == 1
 
 
 async def test_the_collector_is_sent_the_headers_it_asks_for(gateway, collector):
