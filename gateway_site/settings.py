@@ -382,6 +382,8 @@ LOGGING = {
         # One line for each probe would drown everything else.
         "httpx": {"level": "WARNING"},
         "httpcore": {"level": "WARNING"},
+        # A line for each try while a collector is away; what was given up is an error.
+        "opentelemetry": {"level": "ERROR"},
         # A stranger's host names, a traceback each; who asked by a wrong name is told on the page.
         "django.security.DisallowedHost": {"level": "CRITICAL"},
         # A traceback a second while Redis is away; proxy.live says so once.
