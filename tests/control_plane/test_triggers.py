@@ -10,6 +10,8 @@ from django.db import connection, models, transaction
 from django.db.models.signals import post_migrate
 from django.urls import reverse
 
+from gateway_site.doctor import Level
+from gateway_site.doctor.stores import look_at_database
 from proxy import triggers
 from proxy.models import ConfigRevision, ModelAlias, ModelPolicy
 from tenants.models import ApiKey, Tenant, User
@@ -234,3 +236,9 @@ def _drop(name):
     table = f" ON {_all_triggers()[name]}" if connection.vendor == "postgresql" else ""
     with connection.cursor() as cursor:
         cursor.execute(f"DROP TRIGGER {name}{table}")
+
+
+def test_the_doctor_finds_either_database_well():
+    [found] = look_at_database()
+    assert found.level is Level.OK, found
+    assert found.text.startswith({"sqlite": "SQLite 3.", "postgresql": "PostgreSQL 1"}[connection.vendor])
