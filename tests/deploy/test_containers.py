@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import httpx
@@ -264,3 +265,9 @@ def test_the_addresses_that_are_believed_are_those_of_the_proxy_and_of_prometheu
     address = services["proxy"]["networks"]["default"]["ipv4_address"]
     assert environment["TRUSTED_PROXIES"] == f"{address}/32"
     assert services["prometheus"]["networks"]["default"]["ipv4_address"] in environment["METRICS_NETWORKS"]
+    [given] = compose()["networks"]["default"]["ipam"]["config"]
+    fixed = [service["networks"]["default"]["ipv4_address"] for service in services.values() if "networks" in service]
+    assert len(set(fixed)) == len(fixed) == 2
+    for each in map(ip_address, fixed):
+        assert each in ip_network(given["subnet"])
+        assert each not in ip_network(given["ip_range"]), "Docker may have given it to another"
