@@ -13,7 +13,7 @@ from django.db.models import F, Model, Q
 from django.utils import timezone
 
 from usage.costs import PriceRow, charged, pick
-from usage.models import DailyTotal, DailyUsage, EndUserUsage, Rerating, UsageBucket, UsageRecord
+from usage.models import DailyTotal, DailyUsage, EndUserUsage, Outcome, Rerating, UsageBucket, UsageRecord
 from usage.reports.ranges import days_of
 from usage.rollups import (
     TABLES,
@@ -28,8 +28,9 @@ BATCH = 2000
 
 _COLUMNS = (
     "id", "started_at", "tenant_id", "user_id", "api_key_id", "model", "backend", "end_user", "price_id", "cost_nano",
-    "prompt_tokens", "completion_tokens", "load_us", "prefill_us", "decode_us",
+    "outcome", "prompt_tokens", "completion_tokens", "load_us", "prefill_us", "decode_us",
 )  # fmt: skip
+_FROM_CACHE = (Outcome.CACHED, Outcome.COALESCED)
 # What a roll-up is corrected by: cost_nano, unpriced.
 Correction = tuple[int, int]
 
@@ -153,6 +154,8 @@ def _priced(batch: Iterable[dict[str, Any]], prices: Sequence[PriceRow]) -> Iter
         if price is not None:
             gpu_us = row["load_us"] + row["prefill_us"] + row["decode_us"]
             after = charged(price, row["prompt_tokens"], row["completion_tokens"], gpu_us)
+            if row["outcome"] in _FROM_CACHE and not row["cost_nano"]:
+                after = 0  # by the settings of the cache, whose answers are not generated
         yield _Record(row, price.id if price else None, row["cost_nano"], after)
 
 

@@ -152,6 +152,18 @@ def test_u8_a_price_of_a_backend_and_of_another_time_is_chosen_as_the_gateway_do
 
 
 @pytest.mark.django_db
+def test_answers_from_the_cache_that_cost_nothing_go_on_costing_nothing(key):
+    make_price(input_nano=10**9, output_nano=3 * 10**9)
+    made = {
+        "free": make_usage(key, outcome="cached", cost_nano=0),
+        "free, unpriced": make_usage(key, outcome="coalesced", cost_nano=None),
+        "charged": make_usage(key, outcome="cached", cost_nano=1),
+    }
+    rebuild()
+    run()
+    assert costs(made) == {"free": 0, "free, unpriced": 0, "charged": RIGHT}
+
+
 @pytest.mark.parametrize(
     ("options", "status"),
     [

@@ -13,7 +13,7 @@ from django.views.decorators.http import require_safe
 from tenants.models import ApiKey
 from tenants.requests import PersonRequest
 from usage import request_lists, texts
-from usage.models import Price, UsageRecord
+from usage.models import Outcome, Price, UsageRecord
 from usage.outcome_words import outcome_words
 from usage.receipts import receipt
 from usage.reports import Scope
@@ -48,7 +48,7 @@ def one_request(request: PersonRequest, pk: UUID, known: Known) -> HttpResponse:
         "waterfall": waterfall(record),
         "outcome_words": ended,
         "error_words": known.error_words(record.error) if record.error else ("", ""),
-        "receipt": receipt(record, price) if price and record.cost_nano is not None else None,
+        "receipt": receipt(record, price) if price and record.cost_nano is not None and not _is_free(record) else None,
         "backend_words": backend_words(record, routing),
         "attempts": attempts(routing, record.backend, ended[0]),
         "touched": known.touched(key, routing.limits) if key and routing.limits else [],
@@ -60,6 +60,11 @@ def one_request(request: PersonRequest, pk: UUID, known: Known) -> HttpResponse:
         "same_client_id": address("requests", scope, {}, client_id=record.client_request_id)
         if record.client_request_id else "",
     })  # fmt: skip
+
+
+def _is_free(record: UsageRecord) -> bool:
+    """Whether its answer was made for another call, and costs nothing by the settings of the cache."""
+    return record.outcome in (Outcome.CACHED, Outcome.COALESCED) and record.cost_nano == 0
 
 
 def _any_of(scopes: list[Scope]) -> Q:
@@ -82,6 +87,8 @@ def _key(request: PersonRequest, record: UsageRecord) -> ApiKey | None:
 def backend_words(record: UsageRecord, routing: Routing) -> list[str]:
     """Which backend it was, and what is known of why."""
     if not record.backend:
+        if record.outcome in (Outcome.CACHED, Outcome.COALESCED):
+            return [f"No backend worked for it alone.{' It costs nothing.' if _is_free(record) else ''}"]
         return ["No backend answered it."]
     found = [f"{record.backend} answered it."]
     if record.attempts > 1:
