@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import signal
 import ssl
 import subprocess
 import time
@@ -117,7 +118,8 @@ async def proxy(request, behind, certificate, tmp_path_factory):
         writer.close()
         yield port, plain_port, wrote
     finally:
-        process.kill()  # by SIGTERM they would wait for calls of a test that failed
+        # At once, with the workers: Caddy would wait for the calls of a test that failed.
+        process.send_signal(signal.SIGTERM if request.param is nginx else signal.SIGKILL)
         process.wait(timeout=30)
 
 
