@@ -46,6 +46,7 @@ class DemoKey:
     expires_in_days: int | None = None
     revoked: bool = False
     enabled: bool = True
+    cache_policy: str = ""
     habit: Habit | None = None
 
 
@@ -69,6 +70,7 @@ KEYS = {
         30, (("qwen3:latest", 0.5, 45), ("llama3.1:8b", 0.5, 60)),
         700, 300, "openai", "/v1/chat/completions", "AsyncOpenAI/Python 2.8.1", "10.30.7", nightly=True,
     )),
+    "cached": DemoKey("demo", cache_policy="all"),
     "old laptop": DemoKey("demo", "ben", revoked=True),
 }  # fmt: skip
 
@@ -173,6 +175,7 @@ def _key(name: str, wanted: DemoKey, tenant: Tenant) -> str:
             "expires_at": now + timedelta(days=wanted.expires_in_days) if wanted.expires_in_days else None,
             "revoked_at": now if wanted.revoked else None,
             "enabled": wanted.enabled,
+            "cache_policy": wanted.cache_policy,
         },
     )
     return clear_text

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -53,6 +54,12 @@ def test_the_demo_says_how_to_use_it_and_ends_with_ctrl_c(demo):
                 json={"model": "llama3.2", "messages": [], "stream": False},
             )
             assert answer.status_code == 200, answer.text
+        # The pair of lines that it prints, as a shell takes them.
+        pair = re.findall(r"(curl -si .+?)# x-cache: (\w+)", (directory / "out").read_text(), re.DOTALL)
+        assert [verdict for _, verdict in pair] == ["MISS", "HIT"]
+        for command, verdict in pair:
+            ran = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
+            assert ran.stdout.strip() == f"x-cache: {verdict}", ran.stderr
         page = client.get("/account/login/").text
         assert "This is a demo" in page
         form = {

@@ -79,7 +79,9 @@ class Command(BaseCommand):
         raise CommandError(f"The gateway ended by itself (exit code {code}).")
 
     def _explain(self, url: str, made: demo.Demo) -> None:
-        key = made.keys["app"]
+        key, cached = made.keys["app"], made.keys["cached"]
+        twice = f"""curl -si {url}/api/generate -H "Authorization: Bearer {cached}" \\
+    -d '{{"model": "llama3.2", "prompt": "What is 2+2?", "stream": false}}' | grep -i x-cache"""
         self.stdout.write(
             f"""
 The gateway runs at {url}, in front of two fake Ollamas on this machine.
@@ -91,6 +93,11 @@ A call that works:
 
   curl {url}/api/chat -H "Authorization: Bearer {key}" \\
     -d '{{"model": "llama3.2", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+
+The same call twice: the first is generated, the second comes from the cache.
+
+  {twice}   # x-cache: MISS
+  {twice}   # x-cache: HIT
 
 Ctrl-C ends the demo.
 """
