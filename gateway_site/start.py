@@ -44,7 +44,7 @@ def take_over_environment(upstream: str, host: str, port: int) -> None:
 
     The flag goes before OLLAMA_UPSTREAM, OLLAMA_URL, and OLLAMA_HOST with OLLAMA_PORT.
     """
-    said, url = _upstream(upstream)
+    said, url = server_named(upstream)
     if url and default_backend.leads_to_us(url, host, port):
         raise ImproperlyConfigured(
             f"{said} leads to {url}, which is this gateway itself. Move Ollama to another port (OLLAMA_HOST=127.0.0.1:"
@@ -60,10 +60,15 @@ def take_over_environment(upstream: str, host: str, port: int) -> None:
         return
     default_backend.let_go()
     import_config_file(host, port)
-    # A gateway in Ollama's place has Ollama behind it, one port further.
+    url = server_behind(port)
+    if default_backend.begin_with(url):
+        logger.info("The first backend is %s; change it in the admin, or name one: --upstream", url)
+
+
+def server_behind(port: int) -> str:
+    """What an empty installation begins with. A gateway in Ollama's place has Ollama behind it, one port further."""
     behind = default_backend.MOVED_PORT if port == default_backend.OLLAMA_PORT else default_backend.OLLAMA_PORT
-    if default_backend.begin_with(f"http://127.0.0.1:{behind}"):
-        logger.info("The first backend is http://127.0.0.1:%d; change it in the admin, or name one: --upstream", behind)
+    return f"http://127.0.0.1:{behind}"
 
 
 def import_config_file(host: str, port: int) -> Report | None:
@@ -89,8 +94,9 @@ def import_config_file(host: str, port: int) -> Report | None:
     return report
 
 
-def _upstream(flag: str) -> tuple[str, str]:
-    """(by what, URL), both empty where nothing names a server."""
+def server_named(flag: str) -> tuple[str, str]:
+    """(by what, URL), both empty where neither the flag nor the environment names a server. Raises
+    ImproperlyConfigured."""
     said, text = next(
         (
             (said, text)

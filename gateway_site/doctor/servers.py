@@ -7,9 +7,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connection
 
+from gateway_site import start
 from gateway_site.doctor.findings import Finding, note, ok, problem, warning
 from gateway_site.server.listeners import listener_of
+from proxy import default_backend
 from proxy.default_backend import MOVED_PORT, leads_to_us
 from proxy.models import Backend, WorkerReport
 from proxy.reaching import look_at
@@ -25,6 +29,9 @@ MARK_OF_A_CONTAINER = Path("/.dockerenv")
 
 
 def look_at_backends() -> Iterator[Finding]:
+    if Backend._meta.db_table not in connection.introspection.table_names() or not Backend.objects.exists():
+        yield _the_first_one()
+        return
     rows = list(Backend.objects.current().filter(enabled=True))
     if not rows:
         yield warning(
@@ -54,6 +61,21 @@ def look_at_backends() -> Iterator[Finding]:
         else:
             yield ok(f"{row.name}: {row.url} answers, with {models} models.")
             yield from _slots(row, workers)
+
+
+def _the_first_one() -> Finding:
+    """Of an installation that has never been started: what `serve` would begin with."""
+    try:
+        url = start.server_named("")[1] or start.server_behind(settings.PORT)
+    except ImproperlyConfigured as exc:
+        return problem(str(exc))
+    said, models = asyncio.run(_problems_of([Backend(pk=0, name=default_backend.NAME, url=url)]))[0]
+    if said:
+        return warning(
+            f"There is none yet. serve would begin with {url}, which is not found: {said}",
+            "Start Ollama (ollama serve), or name another server: serve --upstream http://gpu1:11434",
+        )
+    return ok(f"There is none yet; serve begins with {url}, which answers, with {models} models.")
 
 
 async def _problems_of(rows: list[Backend]) -> dict[int, tuple[str, int]]:

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 import redis
 from django.conf import settings
-from django.db import OperationalError, connection
+from django.db import DatabaseError, OperationalError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.utils import timezone
 
@@ -52,7 +52,10 @@ def look_at_database() -> Iterator[Finding]:
 
 def look_at_redis() -> Iterator[Finding]:
     if not settings.REDIS_URL:
-        workers = WorkerReport.objects.running().count()
+        try:
+            workers = WorkerReport.objects.running().count()
+        except DatabaseError:  # there are no tables yet, or the database is away, as is told above
+            workers = 0
         if workers > 1:
             yield warning(
                 f"{workers} workers run without Redis: each allows the whole amount of every limit.",

@@ -181,7 +181,13 @@ async def test_a_server_that_answers_is_told_from_one_that_does_not():
 
 @pytest.mark.django_db
 def test_no_server_none_that_answers_and_ourselves_each_have_their_remedy(settings, monkeypatch, tmp_path):
+    settings.UPSTREAM = f"http://127.0.0.1:{free_port()}"
+    [found] = servers.look_at_backends()
+    assert settings.UPSTREAM in found.text
+    assert "ollama serve" in found.mend
+    gone = make_backend("gone", enabled=False)
     assert "backend add" in the_worst(servers.look_at_backends()).mend
+    gone.delete()
     settings.HOST, settings.PORT = "127.0.0.1", free_port()
     make_backend("nobody", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setattr(servers, "MARK_OF_A_CONTAINER", tmp_path / "not there")
