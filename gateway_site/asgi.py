@@ -24,6 +24,7 @@ from gateway_site.daphne_server import answers  # noqa: E402
 from proxy import door  # noqa: E402
 from proxy.client import Receive, Scope, Send  # noqa: E402
 from proxy.consumers import GatewayConsumer  # noqa: E402
+from proxy.live.chat import ChatConsumer  # noqa: E402
 from proxy.live.consumers import LiveConsumer  # noqa: E402
 from proxy.routes import belongs_to_calls  # noqa: E402
 from proxy.runtime import Runtime  # noqa: E402
@@ -123,7 +124,13 @@ def _wants_pages(scope: Scope) -> bool:
 WebsocketDenier.channel_layer_alias = "none"
 sockets = AllowedHostsOriginValidator(
     AuthMiddlewareStack(
-        URLRouter([at("ws/live", LiveConsumer.as_asgi(runtime=gateway)), re_path("", WebsocketDenier.as_asgi())])
+        URLRouter(
+            [
+                at("ws/live", LiveConsumer.as_asgi(runtime=gateway)),
+                at("ws/chat", ChatConsumer.as_asgi(runtime=gateway)),
+                re_path("", WebsocketDenier.as_asgi()),
+            ]
+        )
     )
 )
 

@@ -7,7 +7,16 @@ from django.urls import include, path
 from gateway_site import analytics, counters, error_pages, health
 from gateway_site.management_api import api as management_api
 from gateway_site.management_api import config_paths
-from proxy import explain_pages, ip_rule_pages, key_pages, limit_pages, model_pages, setup_pages, webhook_pages
+from proxy import (
+    explain_pages,
+    ip_rule_pages,
+    key_pages,
+    limit_pages,
+    model_pages,
+    playground_pages,
+    setup_pages,
+    webhook_pages,
+)
 from proxy.limits.touched import touched
 from proxy.live.views import live
 from proxy.record_errors import error_words
@@ -34,6 +43,7 @@ urlpatterns = [
     *usage_pages(KnownOfRequests(counters.limits_of_key, touched, error_words), key_pages.model_names),
     path("live/", live, name="live"),
     *model_pages.urls(),
+    *playground_pages.urls(),
     *people_and_keys(known),
     *setup_pages.urls(),
     *limit_pages.urls(counters.counted),
