@@ -88,7 +88,7 @@ class AccessLog:
 
     def _flushed(self, written: "asyncio.Future[None]") -> None:
         self._due = None
-        if not written.cancelled() and written.exception() is None and self._waiting:
+        if self._waiting:
             self._due = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush)
 
     def _write(self) -> None:
@@ -96,11 +96,17 @@ class AccessLog:
         while waiting:
             line = waiting.popleft()
             if piece and len(piece) + len(line) > PIECE_BYTES:
-                os.write(self._descriptor, piece)
+                self._put(piece)
                 piece = b""
             piece += line
         if piece:
+            self._put(piece)
+
+    def _put(self, piece: bytes) -> None:
+        try:
             os.write(self._descriptor, piece)
+        except OSError:  # a full disk, a reader that is gone: there is nowhere to say so
+            self.dropped += piece.count(b"\n")
 
     async def close(self) -> None:
         if self._due is not None:

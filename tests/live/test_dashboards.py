@@ -139,7 +139,7 @@ class Prometheus:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
-        config["global"] = {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"}
+        config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
         config["rule_files"] = [str(path) for path in RULES.values()]
         config["scrape_configs"][0]["static_configs"][0]["targets"] = [target]
         (directory / "prometheus.yml").write_text(yaml.safe_dump(config))

@@ -109,11 +109,11 @@ async def test_l9_totals_over_four_workers_are_what_the_backend_counted(gateway,
 
 
 async def test_l9_a_worker_that_ends_is_not_forgotten_and_nothing_goes_backwards(gateway, fake):
-    """SIGTERM loses nothing; of a worker that is killed what it did in its last second may be missing."""
+    """SIGTERM loses nothing; of a worker that is killed what it did in its last second may be missing, but nothing that
+    a page has shown."""
     before = await until_scraped(gateway, len(generated(fake)))
     for number in (signal.SIGTERM, signal.SIGKILL):
         page = await until_scraped(gateway, len(generated(fake)))
-        await asyncio.sleep(2.5)  # all have told by now
         os.kill(gateway.worker_pids()[0], number)
         for _ in range(20):
             last, page = page, await scrape(gateway.url)
@@ -157,6 +157,37 @@ async def test_l9_when_all_have_gone_the_count_begins_anew(make_gateway, fake):
         await traffic(gateway, 10)
         await until_scraped(gateway, 10)
         await asyncio.to_thread(gateway.stop)
+
+
+async def test_l8_junk_over_the_wire_adds_no_series(gateway):
+    """A hundred thousand of it: tests/proxy/test_metrics.py."""
+
+    async def junk(first: int) -> None:
+        async with gateway.client(gateway.key) as client:
+            for number in range(first, first + 40):
+                body = {"model": f"junk-{number}", "messages": []}
+                assert (await client.post("/api/chat", json=body)).status_code == 404
+                await client.request(f"FROB{number}", "/api/chat")
+                await client.get(f"/api/junk-{number}", headers={"user-agent": f"junk/{number}"})
+                await client.get("/api/tags", headers={"authorization": f"Bearer junk-{number}"})
+
+    async def calm() -> set:
+        """The series of ours, once every worker has met all kinds of junk."""
+        last: set = set()
+        while True:
+            page = await scrape(gateway.url)
+            found = {series for series in page.series if series[0].startswith(("gateway_", "ollama_", "gen_ai_"))}
+            if found == last:
+                return found
+            last = found
+            await asyncio.sleep(1.1)
+
+    await junk(0)
+    before = await calm()
+    await asyncio.gather(*(junk(1000 * each) for each in range(1, 5)))
+    after = await calm()
+    assert after == before
+    assert not [series for series in after if "junk" in str(series) or "FROB" in str(series)]
 
 
 @pytest.mark.parametrize(

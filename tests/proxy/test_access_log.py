@@ -46,6 +46,17 @@ async def test_lines_are_written_soon_and_at_the_end(pipe):
     assert json.loads(all_of(read))["bytes_in"] == 99
 
 
+async def test_lines_that_nobody_can_read_are_counted():
+    read, write = os.pipe()
+    os.close(read)
+    log = AccessLog(write)
+    for _ in range(20):
+        log.ended(*ended_call())
+    await log.close()
+    os.close(write)
+    assert log.dropped == 20
+
+
 async def test_t11_what_is_no_ascii_is_escaped(pipe):
     read, write = pipe
     log = AccessLog(write)
