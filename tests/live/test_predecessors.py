@@ -469,6 +469,22 @@ async def same_call_twice(cast: Cast) -> None:
             assert (await client.post("/api/generate", json=body)).headers.get("x-cache") == wanted
 
 
+async def identical_calls_share(cast: Cast) -> None:
+    """Eight at once are one for the server; of three embeddings of which two are known, one goes there."""
+    cast.fake.faults(path="/api/generate", model="phi4", slow_first_byte=0.5, times=1)
+    before = len(calls(cast.fake))
+    async with cast.client() as client:
+        body = {"model": "phi4", "prompt": "What is 3+3?", "stream": False, "options": {"seed": 1}}
+        answers = await asyncio.gather(*(client.post("/api/generate", json=body) for _ in range(8)))
+        assert len({answer.text for answer in answers}) == 1
+        assert sorted({answer.headers["x-cache"] for answer in answers}) == ["COALESCED", "MISS"]
+        assert len(calls(cast.fake)) == before + 1
+        for texts in (["one", "two"], ["one", "two", "three"]):
+            embedded = await client.post("/api/embed", json={"model": "nomic-embed-text", "input": texts})
+            assert len(embedded.json()["embeddings"]) == len(texts)
+    assert calls(cast.fake)[-1].json["input"] == ["three"]
+
+
 async def config_paths(cast: Cast) -> None:
     """On the gateway that was started with the file, with a token of a superuser's; without one they open nothing."""
     gateway = cast.by_file
@@ -649,12 +665,16 @@ TABLE = [
         ("ollama_requests_total", "counter"), ("ollama_cache_hits_total", "counter"),
         ("ollama_cache_misses_total", "counter"), ("ollama_cache_size", "gauge"),
         ("ollama_request_latency_seconds", "histogram"))),
-    Entry(A, "the same call twice is answered from the cache", "`CACHE_POLICY`", same_call_twice, not_yet=6),
+    Entry(A, "the same call twice is answered from the cache", "with `CACHE_POLICY=deterministic`",
+          same_call_twice),
     Entry(A, "OLLAMA_URL (http://localhost:11434)", "owns the backend `default`", upstream_by_flag),
-    Entry(A, "CACHE_TTL_SECONDS (3600)", "the same; read and checked", starts_with("CACHE_TTL_SECONDS", "3600")),
+    Entry(A, "CACHE_TTL_SECONDS (3600)", "the same; “Cache settings” in the admin go first",
+          starts_with("CACHE_TTL_SECONDS", "3600")),
     Entry(A, "--port", "the same", command("serve --help", says="--port PORT")),
     Entry(A, "--cache-ttl", "the same", command("serve --help", says="--cache-ttl")),
-    Entry(A, "request batching", "identical calls share one, embeddings are batched", not_yet=6),
+    Entry(A, "request batching",
+          "with `CACHE_POLICY`: identical calls in flight share one, embeddings are kept by input",
+          identical_calls_share),
     Entry(A, "load balancing over several servers", "as many backends as you add", two_servers_share),
     Entry(A, "streaming", "everything streams",
           curl(f"""curl -N http://localhost:8080/api/generate {GENERATE} """
@@ -819,7 +839,9 @@ TABLE = [
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cast(make_shared_gateway):
     async with FakeOllama(models=MODELS, slots=8) as fake:
-        gateway = make_shared_gateway(TRUSTED_PROXIES="127.0.0.0/8", AUTH_HEADER="X-Their-Key")
+        gateway = make_shared_gateway(
+            TRUSTED_PROXIES="127.0.0.0/8", AUTH_HEADER="X-Their-Key", CACHE_POLICY="deterministic"
+        )
         # Their own flags, with one dash, on the loopback address; a flag goes before the variable.
         gateway.env["PORT"] = "1"
         gateway.arguments = ["-listen", f"127.0.0.1:{gateway.port}", "-upstream", fake.url, "--open"]
