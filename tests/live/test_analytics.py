@@ -3,15 +3,18 @@
 import asyncio
 import json
 import re
+from datetime import timedelta
 
 import pytest
 import pytest_asyncio
 from django.db import transaction
+from django.utils import timezone
 
 from tenants.models import AuditEntry, IPRule, Role, Tenant
 from tests.live.gateway import ROOT
 from tests.live.signed_in import make_person, sign_in
-from usage.models import StoredText
+from tests.usage.test_request_page import recomputed
+from usage.models import Price, StoredText
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -226,3 +229,21 @@ async def test_a_place_in_the_network_is_a_key_here_too_but_lends_itself_to_nobo
         assert json.loads((await got(gateway, "/analytics/stats", gateway.bobs)).text)["of"] == "bob in acme"
     finally:
         gateway.rows(IPRule).filter(pk=rule.pk).delete()
+
+
+async def test_u8_a_real_call_priced_by_energy_is_recomputed_by_hand_from_its_page(gateway):
+    gateway.rows(Price).create(
+        model="llama3.2", input_nano=123_457, output_nano=7, gpu_second_nano=11, kwh_nano=299_999_999, watts=357,
+        valid_from=timezone.now() - timedelta(days=1),
+    )  # fmt: skip
+    async with gateway.client(gateway.bobs) as client, asyncio.timeout(PATIENCE):
+        while True:  # the price holds within a second
+            answer = await client.post("/api/generate", json={"model": "llama3.2", "prompt": "x" * 999})
+            record = await gateway.record(answer.headers["x-request-id"], PATIENCE)
+            if record.price_id is not None:
+                break
+    gpu_us = record.load_us + record.prefill_us + record.decode_us
+    assert gpu_us > 0
+    page = await got(gateway, f"/requests/{record.pk}/", session=sign_in(gateway, gateway.bob))
+    assert recomputed(page.text) == record.cost_nano > 0
+    assert "It was the only backend in rotation" in page.text

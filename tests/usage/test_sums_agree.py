@@ -14,6 +14,7 @@ import pytest
 from django.db.models import Q
 from django.test import RequestFactory
 
+from gateway_site.analytics import figures
 from proxy.ledger.store import Store
 from proxy.limits import recorded
 from proxy.limits.rules import calendar_window
@@ -169,6 +170,18 @@ def check_span(zone, cast, rows, first, last):
         assert period.totals == by_hand(of_month)
     for by in ("day", "model", "key"):
         check_api(cast, expected, by, first, last)
+    check_analytics(cast, expected, first, last)
+
+
+def check_analytics(cast, expected, first, last):
+    """What `/analytics/stats` tells."""
+    said = figures.stats(cast.scope, first, last)
+    for part in ([said["total"]], said["by_model"], said["by_day"]):
+        assert sum(line["requests"] for line in part) == expected.requests
+        assert sum(line["failures"] for line in part) == expected.failures
+        assert sum(line["total_tokens"] for line in part) == expected.tokens
+        assert sum(money.to_nano(line["cost"] or "0") for line in part) == expected.cost_nano
+        assert sum(line["requests_without_price"] for line in part) == expected.unpriced
 
 
 def check_export(found, expected):
