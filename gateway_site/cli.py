@@ -41,7 +41,8 @@ ollama-gateway COMMAND [--help]
   run MODEL [PROMPT]                  a question or a conversation, through a gateway
   key create|list|revoke              keys: create --tenant NAME --name WHAT-FOR
   backend add|list|disable            Ollama servers: add NAME URL
-  create_admin, create_tenant, create_user
+  create_admin NAME                   an account that may do everything
+  create_tenant, create_user          teams, and people in them
   install_service                     starts the gateway with the machine
 
 Started without anything else, serve prints a link that leads through the rest.
