@@ -32,7 +32,7 @@ class IPRuleForm(AskingForm):
 
     class Meta:
         model = IPRule
-        fields = ["cidr", "action", "expires_at", "note", "tenant", "key", "acts_as"]
+        fields = ["cidr", "action", "expires_at", "note", "tenant", "key", "by_owners", "acts_as"]
 
 
 class OwnersIPRuleForm(AskingForm):
@@ -55,6 +55,7 @@ class OwnersIPRuleForm(AskingForm):
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or {}
         self.instance.tenant = None if cleaned.get("key") else self.tenant
+        self.instance.by_owners = True
         return cleaned
 
     @property

@@ -61,7 +61,7 @@ def new(request: PersonRequest, tenant: int) -> HttpResponse:
 
 @login_required
 def delete(request: PersonRequest, pk: int) -> HttpResponse:
-    rule = get_object_or_404(_rules(_governed(request)), pk=pk)
+    rule = get_object_or_404(_rules(_governed(request)).filter(by_owners=True), pk=pk)
     if request.method == "POST":
         rule.delete()
         messages.success(request, f"“{rule}” is deleted, within a second.")

@@ -97,6 +97,32 @@ class IPRules:
         return self._others
 
 
+class RulesOfBoth:
+    """Those of administrators and those of a tenant's owners for the same subject: an address must pass both."""
+
+    def __init__(self, first: IPRules, second: IPRules) -> None:
+        self.first, self.second = first, second
+
+    @property
+    def rules(self) -> Sequence[tuple[Network, Entry]]:
+        return [*self.first.rules, *self.second.rules]
+
+    @property
+    def allows_others(self) -> bool:
+        return self.first.allows_others and self.second.allows_others
+
+    def allow(self, address: Address | None) -> bool:
+        return self.first.allow(address) and self.second.allow(address)
+
+    def admits(self, address: Address | None) -> bool:
+        return self.first.admits(address) and self.second.admits(address)
+
+    def decide(self, address: Address | None) -> Entry | None:
+        """What shuts an address out, if anything does, else what the owners' rules say."""
+        entry = self.first.decide(address)
+        return self.second.decide(address) if entry is None or entry.allows else entry
+
+
 def _length(entry: Entry) -> int:
     return entry.network.prefixlen if entry.network is not None else -1
 

@@ -16,8 +16,9 @@ from usage.models import UsageRecord
 # How many of the newest calls are looked at, and how many of their addresses are named.
 CALLS_LOOKED_AT = 200
 ADDRESSES_NAMED = 5
-# (tenant id, key id); both None: for all.
-Scope = tuple[int | None, int | None]
+# (tenant id, key id, whether of its owners); the first two None: for all.
+Scope = tuple[int | None, int | None, bool]
+FOR_ALL: Scope = (None, None, False)
 
 
 def address_of(request: HttpRequest, configuration: Configuration) -> Address | None:
@@ -44,7 +45,9 @@ def of_change(address: Address | None, *, without: Iterable[IPRule] = (), added:
 
 def row_of(rule: IPRule) -> IPRuleRow:
     ends = rule.expires_at.timestamp() if rule.expires_at else None
-    return IPRuleRow(rule.cidr, rule.action, rule.tenant_id, rule.key_id, rule.acts_as_id, ends, rule.pk or 0)
+    return IPRuleRow(
+        rule.cidr, rule.action, rule.tenant_id, rule.key_id, rule.acts_as_id, ends, rule.pk or 0, rule.by_owners
+    )
 
 
 def rules_of(scope: Scope, rows: Iterable[IPRuleRow], now: float) -> IPRules:
@@ -56,7 +59,7 @@ def rules_of(scope: Scope, rows: Iterable[IPRuleRow], now: float) -> IPRules:
 
 
 def _scope(rule: IPRuleRow) -> Scope:
-    return rule.tenant_id, rule.key_id
+    return rule.tenant_id, rule.key_id, rule.by_owners
 
 
 def _of_scope(scope: Scope, before: IPRules, after: IPRules, address: Address | None) -> list[str]:
@@ -64,7 +67,7 @@ def _of_scope(scope: Scope, before: IPRules, after: IPRules, address: Address | 
     name = _name(scope)
     if before.allow(address) and not after.allow(address):
         place = f"{address}, where you are now," if address is not None else "A Unix socket, by which you are here,"
-        what = "calls and from these pages" if scope == (None, None) else f"calls of {name}"
+        what = "calls and from these pages" if scope == FOR_ALL else f"calls of {name}"
         found.append(f"{place} would be shut out from {what}.")
     lost = [
         seen for seen in _seen_lately(scope)
@@ -79,7 +82,7 @@ def _of_scope(scope: Scope, before: IPRules, after: IPRules, address: Address | 
 
 
 def _name(scope: Scope) -> str:
-    tenant, key = scope
+    tenant, key, _ = scope
     if tenant is not None:
         return f"the tenant {Tenant.objects.get(pk=tenant)}"
     return f"the key {ApiKey.objects.get(pk=key).prefix}" if key is not None else "everybody"
@@ -87,7 +90,7 @@ def _name(scope: Scope) -> str:
 
 def _seen_lately(scope: Scope) -> Sequence[Address]:
     """Each address once, newest first. By an index."""
-    tenant, key = scope
+    tenant, key, _ = scope
     rows = UsageRecord.objects.order_by("-started_at", "-id")
     if tenant is not None:
         rows = rows.filter(tenant=tenant)

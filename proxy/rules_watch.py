@@ -288,17 +288,18 @@ def _ip_rules(using: str) -> dict[str, Any]:
 
 
 def ip_rules(using: str = "default") -> tuple[IPRuleRow, ...]:
-    columns = ("cidr", "action", "tenant_id", "key_id", "acts_as_id", "expires_at", "id")
+    columns = ("cidr", "action", "tenant_id", "key_id", "acts_as_id", "expires_at", "id", "by_owners")
     rules = []
-    for cidr, action, tenant, key, acts_as, expires_at, number in IPRule.objects.using(using).values_list(*columns):
+    rows = IPRule.objects.using(using).values_list(*columns)
+    for cidr, action, tenant, key, acts_as, expires_at, number, owners in rows:
         try:
             normalised(cidr)
         except ValueError:
             # Only SQL can write such a row. Closed rather than open: as a rule for nobody it shuts its scope.
             logger.error("The IP rule %r is no network; its scope is closed until it is mended", cidr)  # noqa: TRY400
             cidr, action = "0.0.0.0/0", "deny"
-            rules.append(IPRuleRow("::/0", "deny", tenant, key, None, _epoch(expires_at), number))
-        rules.append(IPRuleRow(cidr, action, tenant, key, acts_as, _epoch(expires_at), number))
+            rules.append(IPRuleRow("::/0", "deny", tenant, key, None, _epoch(expires_at), number, owners))
+        rules.append(IPRuleRow(cidr, action, tenant, key, acts_as, _epoch(expires_at), number, owners))
     return tuple(rules)
 
 

@@ -18,7 +18,7 @@ from proxy.cache.policy import Settings as CacheSettings
 from proxy.client_address import Address, Network
 from proxy.default_models import NOTHING, Installed
 from proxy.dialects.base import Pin
-from proxy.ip_rules import NO_RULES, Entry, IPRules, normalised
+from proxy.ip_rules import NO_RULES, Entry, IPRules, RulesOfBoth, normalised
 from proxy.limits.rules import Rule
 from proxy.limits.subjects import LimitRow, LimitTable
 from proxy.model_names import InvalidModelName, ModelName, canonical_pattern
@@ -50,8 +50,8 @@ class Key:
     may_use_cloud: bool
     may_be_in_path: bool
     max_output_tokens: int | None
-    tenant_ip: IPRules
-    key_ip: IPRules
+    tenant_ip: IPRules | RulesOfBoth
+    key_ip: IPRules | RulesOfBoth
     rules: tuple[Rule, ...]
     # For the scheduling of a busy fleet. The weight of a key is its share of what its tenant gets.
     latency_class: str = "interactive"
@@ -129,6 +129,7 @@ class IPRuleRow(NamedTuple):
     acts_as_id: int | None = None
     expires_at: float | None = None
     id: int = 0
+    by_owners: bool = False
 
     @property
     def is_for_all(self) -> bool:
@@ -441,12 +442,16 @@ def rules_for_all(rules: Iterable[IPRuleRow], tally: list[Entry] | None = None) 
     return IPRules(((rule.network, rule.action, rule.id) for rule in rules if rule.is_for_all), tally)
 
 
-def _grouped(rules: Iterable[tuple[int | None, IPRuleRow]], tally: list[Entry]) -> dict[int, IPRules]:
-    groups: dict[int, list[tuple[str, str, int]]] = {}
+def _grouped(rules: Iterable[tuple[int | None, IPRuleRow]], tally: list[Entry]) -> dict[int, IPRules | RulesOfBoth]:
+    groups: dict[int, tuple[list[IPRuleRow], list[IPRuleRow]]] = {}
     for subject, rule in rules:
         if subject is not None:
-            groups.setdefault(subject, []).append((rule.network, rule.action, rule.id))
-    return {subject: IPRules(group, tally) for subject, group in groups.items()}
+            groups.setdefault(subject, ([], []))[rule.by_owners].append(rule)
+    found: dict[int, IPRules | RulesOfBoth] = {}
+    for subject, group in groups.items():
+        by = [IPRules(((rule.network, rule.action, rule.id) for rule in rows), tally) for rows in group if rows]
+        found[subject] = by[0] if len(by) == 1 else RulesOfBoth(*by)
+    return found
 
 
 def _acting(rules: Iterable[IPRuleRow]) -> list[Acting]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from proxy.client_address import Address
 from proxy.explaining.explain import judged
-from proxy.lockouts import Scope, rules_of
+from proxy.lockouts import FOR_ALL, Scope, rules_of
 from proxy.rules_watch import ip_rules
 from tenants.models import ApiKey, Tenant
 
@@ -26,10 +26,14 @@ def judgements(
 ) -> list[Judgement]:
     """Of the rules for all, if that is for this reader, and of those tenants and keys that have some."""
     rows, now = ip_rules(), time.time()
-    having = {(rule.tenant_id, rule.key_id) for rule in rows if rule.acts_as_id is None}
-    scopes: list[tuple[str, Scope]] = [("Everybody", (None, None))] if for_all else []
-    scopes += [(f"Tenant {tenant}", (tenant.pk, None)) for tenant in tenants if (tenant.pk, None) in having]
-    scopes += [(f"Key {key.prefix}, {key.name}", (None, key.pk)) for key in keys if (None, key.pk) in having]
+    having = {(rule.tenant_id, rule.key_id, rule.by_owners) for rule in rows if rule.acts_as_id is None}
+    subjects: list[tuple[str, int | None, int | None]] = [(f"Tenant {tenant}", tenant.pk, None) for tenant in tenants]
+    subjects += [(f"Key {key.prefix}, {key.name}", None, key.pk) for key in keys]
+    scopes: list[tuple[str, Scope]] = [("Everybody", FOR_ALL)] if for_all else []
+    for subject, tenant_id, key_id in subjects:
+        for name, owners in ((subject, False), (f"{subject}, by its owners", True)):
+            if (tenant_id, key_id, owners) in having:
+                scopes.append((name, (tenant_id, key_id, owners)))
     found = []
     for name, scope in scopes[:MOST_SCOPES]:
         rules = rules_of(scope, rows, now)

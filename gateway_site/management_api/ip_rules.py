@@ -39,6 +39,7 @@ class ShownIPRule(BaseModel):
     tenant: str | None
     key: str | None
     acts_as: str | None
+    by_owners: bool
     expires_at: datetime | None
     note: str
     created_at: datetime
@@ -80,6 +81,7 @@ class IPRules(Resource):
 
     def may_create(self, caller: Caller, row: Any) -> None:
         self._govern(caller, row, "add")
+        row.by_owners = not caller.oversees(IPRule, "add")
 
     def may_change(self, caller: Caller, row: Any, columns: Mapping[str, Any]) -> None:
         self._govern(caller, row, "change")
@@ -95,3 +97,5 @@ class IPRules(Resource):
                 raise Forbidden("Owners make rules for their tenant and its keys; those for all are administrators'.")
         elif not caller.tenants_governed(IPRule, action).filter(pk=home).exists():
             raise Forbidden("Only owners of a tenant make its rules.")
+        elif action != "add" and not row.by_owners and not caller.oversees(IPRule, action):
+            raise Forbidden("An administrator made this rule, and only administrators change or delete it.")

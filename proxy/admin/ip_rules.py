@@ -27,14 +27,19 @@ class IPRuleAdmin(admin.ModelAdmin):
     form = IPRuleForm
     change_list_template = "admin/ip_rules/change_list.html"
     list_display = ["cidr", "shown_action", "scope", "acts_as", "state", "hits", "last_hit", "expires_at", "note"]
-    list_filter = ["action", ("tenant", admin.EmptyFieldListFilter), ("acts_as", admin.EmptyFieldListFilter)]
+    list_filter = [
+        "action", ("tenant", admin.EmptyFieldListFilter), "by_owners", ("acts_as", admin.EmptyFieldListFilter)
+    ]  # fmt: skip
     list_select_related = ["tenant", "key", "acts_as", "use"]
     search_fields = ["cidr", "note", "tenant__name", "key__name", "key__prefix"]
     search_help_text = "Network, note, tenant or key"
     autocomplete_fields = ["tenant", "key", "acts_as"]
     fieldsets = [
         (None, {"fields": ["cidr", "action", "expires_at", "note"]}),
-        ("For whom", {"fields": ["tenant", "key"], "description": "Leave both empty for a rule that holds for all."}),
+        (
+            "For whom",
+            {"fields": ["tenant", "key", "by_owners"], "description": "Leave all empty for a rule that holds for all."},
+        ),
         ("Calls without a key", {"fields": ["acts_as"]}),
         ("If it shuts somebody out", {"fields": ["confirmed"]}),
     ]

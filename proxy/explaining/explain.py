@@ -21,7 +21,7 @@ from proxy.explaining import samples
 from proxy.explaining.question import Explanation, Question, Step, Verdict
 from proxy.explaining.world import World
 from proxy.fleet.state import BackendState
-from proxy.ip_rules import Entry, IPRules
+from proxy.ip_rules import Entry, IPRules, RulesOfBoth
 from proxy.limits.rules import Rule, has_room, refusal, seconds_until_reset
 from proxy.refusal_reasons import reason
 from proxy.requests import govern, name_model, pin_of
@@ -427,18 +427,18 @@ class _Asking:
 
     # Words.
 
-    def judged(self, rules: IPRules, address: Address | None) -> str:
+    def judged(self, rules: IPRules | RulesOfBoth, address: Address | None) -> str:
         entry = rules.decide(address)
         if entry is None:
             return "There are none."
         return judged(entry, rules, address)
 
-    def listed(self, rules: IPRules) -> list[tuple[str, str]]:
+    def listed(self, rules: IPRules | RulesOfBoth) -> list[tuple[str, str]]:
         """The rules of a scope, in the order in which they are tried."""
         return [(str(network), "allow" if entry.allows else "deny") for network, entry in rules.rules[:50]]
 
 
-def judged(entry: Entry, rules: IPRules, address: Address | None) -> str:
+def judged(entry: Entry, rules: IPRules | RulesOfBoth, address: Address | None) -> str:
     """Which rule decided, in words."""
     if address is None:
         return "There are rules, and the caller has no address that they could be held against (a Unix socket)."

@@ -43,6 +43,12 @@ class IPRule(Audited):
         related_name="acting_rules",
         help_text="Calls from this network without a key are made with this one.",
     )
+    by_owners = models.BooleanField(
+        "made by owners",
+        default=False,
+        help_text="Whether the owners of the tenant made it, and may delete it. Theirs are a scope of their own beside "
+        "those of administrators: an address must pass both, so theirs can only tighten.",
+    )
     expires_at = models.DateTimeField(null=True, blank=True)
     note = models.CharField(max_length=200, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
@@ -55,6 +61,10 @@ class IPRule(Audited):
             models.CheckConstraint(
                 condition=Q(acts_as=None) | Q(tenant=None, key=None, action="allow"), name="ip_rule_acting_allows_all"
             ),
+            models.CheckConstraint(
+                condition=Q(by_owners=False) | Q(tenant__isnull=False) | Q(key__isnull=False),
+                name="ip_rule_owners_have_scope",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -65,6 +75,8 @@ class IPRule(Audited):
             self.cidr = str(ip_network(self.cidr))
         if self.acts_as_id and (self.tenant_id or self.key_id or self.action != self.Action.ALLOW):
             raise ValidationError({"acts_as": "Only a rule that allows a network for all can act as a key."})
+        if self.by_owners and not (self.tenant_id or self.key_id):
+            raise ValidationError({"by_owners": "Owners' rules are for their tenant, or a key of it."})
         if self.tenant_id and self.key_id:
             raise ValidationError({"key": "Choose a tenant or a key, not both."})
 

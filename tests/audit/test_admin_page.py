@@ -247,7 +247,7 @@ def test_the_export_has_what_the_list_shows_a_row_for_each_column(signed_in, acm
         rules[0].save()
     make_ip_rule("11.0.0.0/8")
     found = export_of(signed_in.get(f"{EXPORT}?actor=token: ci"))
-    assert len(found) == 1 + 5 * 3
+    assert len(found) == 1 + 5 * 4
     first = found[0]
     assert first.pop("entry") == str(AuditEntry.objects.get(changes__has_key="note").pk)
     assert first.pop("time").endswith("+00:00")

@@ -81,9 +81,13 @@ def test_a_row_that_is_made_changed_and_deleted_leaves_one_entry_each(entries):
     rule.delete()
     made, changed, deleted = entries()
     assert (made.action, changed.action, deleted.action) == (ACTION.CREATE, ACTION.UPDATE, ACTION.DELETE)
-    assert made.changes == {"cidr": [None, "10.0.0.0/8"], "action": [None, "allow"], "note": [None, "office"]}
+    assert made.changes == {
+        "cidr": [None, "10.0.0.0/8"], "action": [None, "allow"], "by_owners": [None, False], "note": [None, "office"],
+    }  # fmt: skip
     assert changed.changes == {"note": ["office", "home"]}
-    assert deleted.changes == {"cidr": ["10.0.0.0/8", None], "action": ["allow", None], "note": ["home", None]}
+    assert deleted.changes == {
+        "cidr": ["10.0.0.0/8", None], "action": ["allow", None], "by_owners": [False, None], "note": ["home", None],
+    }  # fmt: skip
     assert {entry.object_repr for entry in entries()} == {"allow 10.0.0.0/8"}
     assert {entry.content_type.model_class() for entry in entries()} == {IPRule}
 

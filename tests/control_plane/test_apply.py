@@ -668,7 +668,7 @@ NOT_DECLARED = {
         "archived_at", "created_at", "set_by_environment", "credential_encrypted", "client_key_encrypted",
         "proxy_credential_encrypted",
     },
-    IPRule: {"created_at"},
+    IPRule: {"by_owners", "created_at"},
     Limit: {"tenant", "user", "key", "window_seconds", "managed_by", "created_at"},
     ModelAlias: {"created_at"},
     DefaultModels: {"aliases_seeded_at"},

@@ -169,6 +169,21 @@ def test_owners_see_and_delete_no_others_rules(client, cast):
     assert IPRule.objects.count() == 4
 
 
+def test_t3_owners_see_the_rules_of_administrators_and_delete_only_their_own(client, cast):
+    ann, _, ours, _ = cast
+    client.force_login(ann)
+    set_for_them = make_ip_rule("198.51.100.0/24", "deny", tenant=ours.tenant)
+    client.post(reverse("ip_rule_new", args=[ours.tenant_id]), form(cidr="198.51.100.7/32", action="deny"))
+    own = IPRule.objects.get(by_owners=True)
+    page = client.get(reverse("ip_rules"), {"address": "198.51.100.7"}).content.decode()
+    assert ">administrators<" in page
+    assert "Tenant acme, by its owners" in page
+    for rule, status in ((set_for_them, 404), (own, 302)):
+        assert (reverse("ip_rule_delete", args=[rule.pk]) in page) is (rule == own)
+        assert client.post(reverse("ip_rule_delete", args=[rule.pk])).status_code == status
+    assert list(IPRule.objects.all()) == [set_for_them]
+
+
 @pytest.mark.parametrize("role", ["member", "viewer"])
 def test_others_make_no_rules(client, cast, role):
     client.force_login(make_user("bob", tenant=Tenant.objects.get(name="acme"), role=role))

@@ -47,6 +47,14 @@ def test_viewers_have_no_keys_and_see_no_people(viewer, bob, acme, program):
     assert [row["name"] for row in theirs.get("tenants").json()["items"]] == ["acme"]
 
 
+def test_t3_owners_leave_the_ip_rules_of_administrators_alone(alice, acme, program):
+    rule = make_ip_rule("198.51.100.0/24", "deny", tenant=acme)
+    mine = program(alice)
+    assert mine.get(f"ip-rules/{rule.pk}").json()["by_owners"] is False
+    assert mine.patch(f"ip-rules/{rule.pk}", {"note": "mine"}).status_code == 403
+    assert mine.delete(f"ip-rules/{rule.pk}").status_code == 403
+
+
 def test_owners_manage_what_is_of_their_tenant(alice, bob, acme, program):
     mine = program(alice)
     key = mine.post("keys", {"tenant": "acme", "name": "service"}).json()
@@ -63,6 +71,7 @@ def test_owners_manage_what_is_of_their_tenant(alice, bob, acme, program):
         assert mine.patch(f"limits/{made.json()['id']}", {"amount": 7}).json()["amount"] == 7
     rule = mine.post("ip-rules", {"cidr": "10.0.0.0/8", "action": "allow", "tenant": "acme"})
     assert rule.status_code == 201
+    assert rule.json()["by_owners"] is True
     assert mine.delete(f"ip-rules/{rule.json()['id']}").status_code == 204
     membership = Membership.objects.get(user=bob)
     assert mine.patch(f"memberships/{membership.pk}", {"role": "viewer"}).json()["role"] == "viewer"

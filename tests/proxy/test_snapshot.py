@@ -88,6 +88,33 @@ def test_i4_a_call_must_pass_the_rules_of_all_of_its_tenant_and_of_its_key():
     assert (second.tenant_ip.allow(LOOPBACK), second.key_ip.allow(LOOPBACK)) == (True, False)
 
 
+@pytest.mark.parametrize("scope", [{"tenant_id": 1}, {"key_id": 1}])
+@pytest.mark.parametrize(
+    ("administrators", "owners", "passes"),
+    [
+        # The longer prefix would win, were they one scope.
+        ([("127.0.0.0/8", "deny")], [("127.0.0.1/32", "allow")], False),
+        ([("192.0.2.0/24", "allow")], [("127.0.0.1/32", "allow")], False),
+        ([("127.0.0.0/8", "allow")], [("127.0.0.1/32", "deny")], False),
+        ([("127.0.0.0/8", "allow")], [("127.0.0.1/32", "allow")], True),
+        ([("127.0.0.0/8", "allow")], [("192.0.2.0/24", "deny")], True),
+        ([], [("192.0.2.0/24", "allow")], False),
+    ],
+)
+def test_i4_t3_rules_of_owners_tighten_those_of_administrators_and_never_undercut_them(
+    scope, administrators, owners, passes
+):
+    row = key_row()
+    made = [IPRuleRow(*rule, **scope) for rule in administrators]
+    made += [IPRuleRow(*rule, **scope, by_owners=True) for rule in owners]
+    key = key_of(snapshot(row, ip_rules=tuple(made)), row)
+    rules = key.tenant_ip if "tenant_id" in scope else key.key_ip
+    assert rules.allow(LOOPBACK) is rules.admits(LOOPBACK) is passes
+    decisive = rules.decide(LOOPBACK)
+    assert decisive is None or decisive.allows is passes
+    assert not rules.allow(None)
+
+
 # Limits of a key
 
 

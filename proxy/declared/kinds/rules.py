@@ -15,6 +15,8 @@ from tenants.models import IPRule, Limit
 
 
 class IPRules(Kind):
+    """Those of administrators; what owners of tenants set for their own is theirs."""
+
     section, noun, model, required = "ip_rules", "IP rule", IPRule, ("cidr", "action")
 
     def make_fields(self) -> Iterable[Field]:
@@ -25,7 +27,8 @@ class IPRules(Kind):
         yield from columns(IPRule, "note", expires="expires_at")
 
     def queryset(self) -> Iterable[Any]:
-        rules = IPRule.objects.select_related("tenant", "key__tenant", "acts_as__tenant").order_by("pk")
+        rules = IPRule.objects.filter(by_owners=False).order_by("pk")
+        rules = rules.select_related("tenant", "key__tenant", "acts_as__tenant")
         return (rule for rule in rules if is_of_what_is_there(rule.tenant, rule.key, rule.acts_as))
 
     def identity(self, row: IPRule) -> Hashable:
