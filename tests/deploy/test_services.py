@@ -13,6 +13,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from gateway_site import services
+from gateway_site.environment import data_home
 from gateway_site.services import Service
 from gateway_site.settings import GATEWAY
 from proxy.management.commands import install_service
@@ -95,3 +96,31 @@ def test_without_root_it_is_a_service_of_the_person(tmp_path, monkeypatch):
     assert place.read_text() == "of somebody else"
     with pytest.raises(CommandError, match="Only root"):
         call_command("install_service", "--user", "other")
+
+
+def test_as_root_it_is_a_service_of_the_machine_with_a_user_of_its_own(monkeypatch, settings):
+    """Whose data is not kept in the home of whoever installs it."""
+    put, out = {}, StringIO()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(install_service, "_put", put.__setitem__)
+    monkeypatch.setattr(services, "own_program", lambda source: ["/opt/gw/bin/ollama-gateway"])
+    settings.DATA_DIR = data_home().expanduser().resolve()
+    call_command("install_service", "--system", "systemd", stdout=out)
+    [(place, text)] = put.items()
+    unit = parsed(text)["Service"]
+    assert place == Path("/etc/systemd/system/ollama-gateway.service")
+    assert (unit["User"], unit["Environment"]) == ("ollama-gateway", "DATA_DIR=/var/lib/ollama-gateway")
+    assert "useradd --system" in out.getvalue()
+    call_command("install_service", "--system", "launchd", "--user", "daemon", stdout=out)
+    assert Path("/Library/LaunchDaemons/ollama-gateway.serve.plist") in put
+    settings.DATA_DIR = Path("/srv/gw")
+    call_command("install_service", "--system", "systemd", "--user", "daemon", stdout=out)
+    assert "ReadWritePaths=/srv/gw\n" in put[place]
+
+
+def test_a_program_in_roots_home_is_not_for_others(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(services, "own_program", lambda source: ["/root/.local/bin/ollama-gateway"])
+    err = StringIO()
+    call_command("install_service", "--print", "--system", "systemd", stdout=StringIO(), stderr=err)
+    assert "UV_TOOL_DIR" in err.getvalue()
