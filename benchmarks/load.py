@@ -71,14 +71,17 @@ class Connection(asyncio.Protocol):
         self.done.set()
 
 
-async def run(url: str, path: str, body: bytes, key: str, *, requests: int, connections: int, rate: float = 0.0) -> int:
+async def run(
+    url: str, path: str, body: bytes, key: str, *, requests: int, connections: int, rate: float = 0.0, headers: str = ""
+) -> int:
     """Sends so many requests over so many connections; returns how many reads brought bytes.
 
+    `headers`: further ones, each with its line break.
     `rate`: requests a second, all connections together; 0: each as soon as the one before it is answered.
     """
     parts = urlsplit(url)
     head = f"POST {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Length: {len(body)}\r\n"
-    head += f"Content-Type: application/json\r\nAuthorization: Bearer {key}\r\nUser-Agent: bench\r\n\r\n"
+    head += f"Content-Type: application/json\r\nAuthorization: Bearer {key}\r\nUser-Agent: bench\r\n{headers}\r\n"
     remaining = [requests]
     loop = asyncio.get_running_loop()
     gap = connections / rate if rate else 0.0

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks import limits, load, observing, processes
+from benchmarks import cache, limits, load, observing, processes
 from tests.live.gateway import Gateway
 
 # Who is measured besides nginx: server and transport.
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=3000)
     parser.add_argument("--streams", type=int, default=30)
     parser.add_argument("--tokens", type=int, default=400)
-    parser.add_argument("--only", choices=("calls", "limits", "observing"), help="a part of it (default: all)")
+    parser.add_argument("--only", choices=("calls", "limits", "observing", "cache"), help="a part of it (default: all)")
     options = parser.parse_args()
     directory = Path(os.environ["DATA_DIR"])
     if options.only in (None, "calls"):
@@ -60,6 +60,8 @@ def main() -> None:
         limits.measure(options, directory)
     if options.only in (None, "observing"):
         observing.measure(options, directory)
+    if options.only in (None, "cache"):
+        cache.measure(options, directory)
 
 
 def measure_calls(options: argparse.Namespace, directory: Path) -> None:
