@@ -36,7 +36,7 @@ def look_at_backends() -> Iterator[Finding]:
     if not rows:
         yield warning(
             "There is no backend that is switched on: every call is refused.",
-            "Start Ollama, then: backend add gpu1 http://127.0.0.1:11434",
+            "Start Ollama, then: add_backend gpu1 http://127.0.0.1:11434",
         )
         return
     for url, count in Counter(row.url for row in rows).items():
@@ -52,7 +52,7 @@ def look_at_backends() -> Iterator[Finding]:
             yield problem(
                 f"{row.name}: {row.url} is this gateway itself.",
                 f"Move Ollama (OLLAMA_HOST=127.0.0.1:{MOVED_PORT} ollama serve), then: "
-                f"backend add {row.name} http://127.0.0.1:{MOVED_PORT}",
+                f"add_backend {row.name} http://127.0.0.1:{MOVED_PORT}",
             )
         elif said:
             yield problem(f"{row.name}: {row.url}: {said}", _how_to_reach(row))
@@ -95,7 +95,7 @@ def _how_to_reach(row: Backend) -> str:
         return "On that machine: OLLAMA_HOST=0.0.0.0 ollama serve, and let its firewall pass this machine alone."
     if MARK_OF_A_CONTAINER.exists():
         return "In a container 127.0.0.1 is the container. Of Docker's host: http://host.docker.internal:11434"
-    return "Start it: ollama serve. If it listens elsewhere: backend add NAME URL"
+    return "Start it: ollama serve. If it listens elsewhere: add_backend NAME URL"
 
 
 def _slots(row: Backend, workers: int) -> Iterator[Finding]:

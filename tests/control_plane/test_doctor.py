@@ -186,7 +186,7 @@ def test_no_server_none_that_answers_and_ourselves_each_have_their_remedy(settin
     assert settings.UPSTREAM in found.text
     assert "ollama serve" in found.mend
     gone = make_backend("gone", enabled=False)
-    assert "backend add" in the_worst(servers.look_at_backends()).mend
+    assert "add_backend" in the_worst(servers.look_at_backends()).mend
     gone.delete()
     settings.HOST, settings.PORT = "127.0.0.1", free_port()
     make_backend("nobody", f"http://127.0.0.1:{free_port()}")
