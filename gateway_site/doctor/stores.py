@@ -1,7 +1,7 @@
 """The database and Redis: whether they answer, fit this program, and have the same time as this machine."""
 
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 import redis
@@ -29,9 +29,10 @@ def look_at_database() -> Iterator[Finding]:
         )
         return
     if connection.vendor == "postgresql":
+        asked = timezone.now()
         with connection.cursor() as cursor:
             cursor.execute("SELECT clock_timestamp()")
-            yield from _clock("The database's clock", cursor.fetchone()[0])
+            yield from _clock("The database's clock", cursor.fetchone()[0], asked)
     executor = MigrationExecutor(connection)
     pending = executor.migration_plan(executor.loader.graph.leaf_nodes())
     if pending and executor.loader.applied_migrations:
@@ -64,13 +65,14 @@ def look_at_redis() -> Iterator[Finding]:
         else:
             yield ok("not used; one process counts its limits itself.")
         return
-    where = urlsplit(settings.REDIS_URL)
+    where, asked = urlsplit(settings.REDIS_URL), timezone.now()
     place = where.hostname or where.path
     try:
         with redis.Redis.from_url(
             settings.REDIS_URL, socket_connect_timeout=PATIENCE, socket_timeout=PATIENCE
         ) as client:
             seconds, microseconds = client.time()
+            clock = list(_clock("The clock of Redis", datetime.fromtimestamp(seconds + microseconds / 1e6, UTC), asked))
             version = client.info("server").get("redis_version", "")
     except (redis.RedisError, ValueError, OSError) as exc:
         yield problem(
@@ -78,13 +80,13 @@ def look_at_redis() -> Iterator[Finding]:
             "Start it, or correct REDIS_URL, e.g. redis://:password@host:6379/0.",
         )
         return
-    moment = datetime.fromtimestamp(seconds + microseconds / 1e6, timezone.get_current_timezone())
-    yield from _clock("The clock of Redis", moment)
+    yield from clock
     yield ok(f"{version} at {place}.")
 
 
-def _clock(whose: str, moment: datetime) -> Iterator[Finding]:
-    apart = abs((timezone.now() - moment).total_seconds())
+def _clock(whose: str, moment: datetime, asked: datetime) -> Iterator[Finding]:
+    """`moment`: what it said, at some time between `asked` and now."""
+    apart = max((asked - moment).total_seconds(), (moment - timezone.now()).total_seconds())
     if apart > MOST_APART:
         yield warning(
             f"{whose} and this machine's are {apart:.0f} s apart: limits, keys and records are judged by this one's.",
