@@ -82,7 +82,10 @@ class Carrier(Dispatch):
             flight.finish(refusal)
 
     def _is_whole(self) -> None:
-        self._whole(self.call)
+        try:
+            self._whole(self.call)
+        except Exception:
+            logger.exception("The answer to %s could not be kept", self.call.id)  # those who wait for it get it
         self.runtime.cache.flights.remove(self.flight)
         self.flight.finish()
 

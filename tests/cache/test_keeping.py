@@ -236,6 +236,14 @@ async def test_a_key_without_a_policy_has_no_cache(home):
     assert await verdicts(home, chat(), chat(), asked, asked, key="plain") == ["BYPASS", "BYPASS", "MISS", "HIT"]
 
 
+async def test_where_it_is_off_no_call_comes_near_it(home, monkeypatch):
+    home.add_key("plain", tenant_id=1, cache_policy="off")
+    monkeypatch.setattr(home.runtime, "cache", None)
+    for stream in (True, False):
+        answer = await home.ask("/api/chat", chat(stream=stream), key="plain")
+        assert (answer.status, answer.cache) == (200, "")
+
+
 async def test_loading_a_model_is_never_answered_from_what_is_kept(home, fake):
     body = {"model": MODEL, "messages": []}
     assert await verdicts(home, body, body) == ["BYPASS", "BYPASS"]

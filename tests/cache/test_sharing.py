@@ -267,6 +267,14 @@ async def test_cancel_ends_one_of_them(home, fake):
     assert home.ledger.of("outcome") == ["cancelled", "ok"]
 
 
+async def test_what_cannot_be_kept_is_answered_all_the_same(home, fake, monkeypatch):
+    monkeypatch.setattr(home.runtime.cache, "put", None)
+    fake.clear_faults()
+    answer = await home.ask("/api/chat", body("/api/chat"))
+    assert (answer.status, answer.ended, answer.cache) == (200, True, "MISS")
+    assert home.ledger.of("outcome") == ["ok"]
+
+
 async def test_each_settles_its_own_limits(fake, tmp_path):
     fake.reset()
     fake.faults(tokens=TOKENS, slow_first_byte=0.1, path="/api/chat", model=MODEL)
