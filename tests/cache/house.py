@@ -72,6 +72,7 @@ class House:
         )
         runtime.ledger = self.ledger = KeptRows()
         runtime.fleet = Fleet(runtime.configuration)
+        self.cache = runtime.cache
         runtime._rules = SimpleNamespace(last_contact=float("inf"))
         backends = tuple(
             Backend(number, f"b{number}", fake.url, True, 500, None, "wire") for number, fake in enumerate(fakes, 1)
@@ -167,7 +168,7 @@ class House:
         await self.until(lambda: len(flights) == 1 and len(next(iter(flights)).listeners) == count)
 
     async def close(self):
-        await self.runtime.cache.close()
+        await self.cache.close()
         self.runtime.fleet.close()
 
 
