@@ -119,9 +119,9 @@ class RequestFilters:
             found["end_user"] = ~Q(end_user="") & Q(end_user=self.end_user)
         # A key and a user of the scope, so that not even the time it takes tells of others.
         if self.key:
-            found["key"] = Q(api_key=_key(scope, prefix=self.key, column="pk"))
+            found["key"] = _of_key(scope, "api_key", prefix=self.key)
         if self.user:
-            found["user"] = Q(user=None if self.user == NOBODY else _key(scope, user=number(self.user), column="user"))
+            found["user"] = Q(user=None) if self.user == NOBODY else _of_key(scope, "user", user=number(self.user))
         if self.tenant:
             found["tenant"] = Q(tenant=number(self.tenant))
         if self.outcome:
@@ -261,9 +261,12 @@ def _row_at(rows: "QuerySet[UsageRecord]", number: int) -> Cursor | None:
     return next((Cursor(at, pk) for at, pk in found), None)
 
 
-def _key(scope: Scope, *, column: str, **wanted: object) -> Any:
-    """A column of a key that the scope has; 0 if it has none such."""
-    return ApiKey.objects.filter(scope.rows, **wanted).values_list(column, flat=True).first() or 0
+def _of_key(scope: Scope, column: str, **wanted: object) -> Q:
+    """The records that have a column as a key of the scope has it; if it has none such, none, and nothing is looked
+    through for them."""
+    of_key = "pk" if column == "api_key" else column
+    value = ApiKey.objects.filter(scope.rows, **wanted).values_list(of_key, flat=True).first()
+    return Q(**{column: value}) if value else Q(pk__in=())
 
 
 def _moment(query: Mapping[str, str], name: str) -> datetime | None:
