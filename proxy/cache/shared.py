@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import logging
 import os
+import time
 from collections.abc import Sequence
 
 import hiredis
@@ -26,6 +27,8 @@ RETRY_SECONDS = 0.5
 CONNECTION_PATIENCE = 2.0
 # Bytes that are on their way to Redis; beyond them nothing is stored.
 MAX_UNSENT = 16 << 20
+# How long nothing is stored in a Redis that has no memory left.
+FULL_SECONDS = 10.0
 _NONCE = 12
 # Names that are deleted by one command.
 AT_ONCE = 500
@@ -44,6 +47,7 @@ class SharedStore:
         self._secret = secret
         self._connection: Connection | None = None
         self._task: asyncio.Task[None] | None = None
+        self._full_until = 0.0
         self._lost = asyncio.Event()
         self._purging: set[asyncio.Task[None]] = set()
 
@@ -80,14 +84,14 @@ class SharedStore:
     def put(self, name: str, entry: Entry, ttl_seconds: float) -> None:
         """Sends it and does not wait; where that cannot be, it is not stored."""
         connection = self._connection
-        if connection is None or self.problem or connection.unsent > MAX_UNSENT:
+        if connection is None or self.problem or connection.unsent > MAX_UNSENT or self._full_until > time.monotonic():
             return
         nonce = os.urandom(_NONCE)
         sealed = nonce + self._cipher.encrypt(nonce, entry.packed(), name.encode())
         try:
             connection.tell(
                 "SET", name, sealed, "PX", max(int(ttl_seconds * 1000), 1),
-                unheard=lambda problem: self._give_up(problem, connection),
+                unheard=lambda problem: self._not_stored(problem, connection),
             )  # fmt: skip
         except RedisAway as exc:
             self._give_up(str(exc), connection)
@@ -129,6 +133,14 @@ class SharedStore:
         except (InvalidTag, ValueError):
             logger.warning("Something in Redis is not what this gateway put there; it is not used")
             return None
+
+    def _not_stored(self, problem: str, connection: Connection) -> None:
+        if not problem.startswith("OOM"):
+            self._give_up(problem, connection)
+        elif self._full_until <= time.monotonic():
+            # What it has can still be had; and limits need the room more.
+            self._full_until = time.monotonic() + FULL_SECONDS
+            logger.warning("Redis is full: answers are not stored there for %.0f s (%s)", FULL_SECONDS, problem)
 
     def _give_up(self, problem: str, connection: Connection) -> None:
         if connection is not self._connection:

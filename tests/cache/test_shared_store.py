@@ -185,6 +185,28 @@ async def test_a_hung_redis_costs_a_call_no_more_than_its_patience(redis):
     await store.close()
 
 
+async def test_a_full_redis_still_gives_what_it_has(redis):
+    store = SharedStore(redis.url, b"s" * 32, 1.0)
+    store.start()
+    entry = Entry(b"body" * 1000, False, b"application/json", "m", "m:latest", "d", "t1", 1.0)
+    with redis.client() as client:
+        async with asyncio.timeout(20):
+            while not store.usable:
+                await asyncio.sleep(0.01)
+            store.put("first", entry, 60)
+            assert await store.get(["first"]) == [entry]
+            client.config_set("maxmemory", "1mb")
+            try:
+                store.put("second", entry, 60)
+                assert await store.get(["first", "second"]) == [entry, None]
+                assert store.usable
+                store.put("third", entry, 60)
+            finally:
+                client.config_set("maxmemory", "0")
+            assert await store.get(["third"]) == [None], "it is left alone for a while"
+    await store.close()
+
+
 async def test_without_redis_at_the_start_calls_are_answered(fake, tmp_path):
     async with house([fake], tmp_path, f"{MODEL}:latest", redis_url="redis://127.0.0.1:1/0") as home:
         home.runtime.cache.start()

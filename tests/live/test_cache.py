@@ -123,7 +123,11 @@ async def test_a_hundred_identical_streams_are_one_call_a_worker(gateway, backen
     assert verdicts.count("MISS") == upstream
     ids = [answer.headers["x-request-id"] for answer in answers]
     records = await gateway.wait_for_records(100, 30, id__in=ids)
-    assert sorted({record.outcome for record in records}) == ["coalesced", "ok"]
+    outcomes = [record.outcome for record in records]
+    assert outcomes.count("ok") == upstream
+    # On a machine so slow that one comes when the answer is there, it is a hit.
+    assert set(outcomes) <= {"ok", "coalesced", "cached"}
+    assert "coalesced" in outcomes
     assert {record.completion_tokens for record in records} == {20}
 
 
