@@ -7,6 +7,7 @@ import time
 from math import isfinite
 from typing import TYPE_CHECKING
 
+import orjson
 from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
 from prometheus_client.core import REGISTRY, Metric
 from prometheus_client.registry import Collector
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 JOIN_PATIENCE = 1.0
 # Between two times that a process tells the numbers of its pages, which take some milliseconds.
 TELL_PAGES_SECONDS = 5.0
+# … and while nothing else has changed: a disk need not be written to all night.
+TELL_IDLE_SECONDS = 30.0
 
 # When each counter was made: twice as many lines, which nobody reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -55,6 +58,8 @@ class Metrics:
             self._shared = SharedNumbers(configuration.metrics_dir, socket.gethostname())
         self._thread: WorkThread | None = None
         self._telling: asyncio.Future[None] | None = None
+        self._said = b""  # all that was told last but for the pages, and when
+        self._said_at = 0.0
         self._failing = False
 
     # On the path of a call
@@ -105,14 +110,19 @@ class Metrics:
 
     def _tell(self) -> None:
         assert self._shared is not None
+        if not self._shared.is_open:
+            return
         try:
-            self._shared.write(self._told)
-            if self._shared.is_open:
-                self._shared.fold()
+            said, now = orjson.dumps(self._counted()), time.monotonic()
+            if said != self._said or now - self._said_at >= TELL_IDLE_SECONDS:
+                self._shared.write(self._told)
+                self._said, self._said_at = said, now
+            self._shared.fold()
             self._failing = False
-        except OSError as exc:
+        except Exception as exc:
+            # The next round tells it all (L5).
             if not self._failing:
-                logger.warning("Metrics of this process cannot be written for the others: %s", exc)
+                logger.warning("Metrics of this process cannot be written for the others: %r", exc)
             self._failing = True
 
     def _leave(self) -> None:
@@ -129,8 +139,10 @@ class Metrics:
         now = time.monotonic()
         if now - self._pages_of >= TELL_PAGES_SECONDS:
             self._pages, self._pages_of = _of_django(), now
-        told = self.tally.told()
-        return {**told, "gauges": [*self._gauges, *self._key_count()], "pages": self._pages}
+        return {**self._counted(), "pages": self._pages}
+
+    def _counted(self) -> Told:
+        return {**self.tally.told(), "gauges": [*self._gauges, *self._key_count()]}
 
     def _key_count(self) -> list[list[object]]:
         tables = self._tables
@@ -156,14 +168,19 @@ class Metrics:
 
     def _tellings(self) -> tuple[list[Told], list[Told]]:
         self._pages_of = -TELL_PAGES_SECONDS
-        if self._shared is not None and self._shared.is_open:
-            try:
-                # By its file, as for the others: who is asked next must not find less than this answer says.
-                self._shared.write(self._told)
-                return self._shared.read()
-            except OSError as exc:
-                logger.warning("The metrics of other processes cannot be read: %s", exc)
-        return [self._told()], []
+        if self._shared is None or not self._shared.is_open:
+            return [self._told()], []
+        try:
+            # By its file, as for the others: who is asked next must not find less than this answer says.
+            self._shared.write(self._told)
+            return self._shared.read()
+        except OSError as exc:
+            logger.warning("Metrics of this process cannot be written for the others: %s", exc)
+        try:
+            living, gone = self._shared.read(others_only=True)
+        except OSError:
+            living, gone = [], []
+        return [*living, self._told()], gone
 
 
 def written(found: list[Metric]) -> bytes:

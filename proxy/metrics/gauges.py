@@ -26,11 +26,11 @@ def gauges(runtime: "Runtime") -> list[list[Any]]:
         ["spool_bytes", "", ledger.spool.size],
         ["spool_limit_bytes", "", configuration.spool_max_bytes],
         ["ledger_backlog", "", ledger.backlog],
-        ["ledger_lag_seconds", "", lag(ledger, runtime.now())],
+        ["ledger_lag_seconds", "", int(lag(ledger, runtime.now()))],
         ["ledger_failing", "", int(ledger.failing)],
     ]
     if runtime.snapshot is not None:
-        found.append(["rules_age_seconds", "", runtime.rules_age])
+        found.append(["rules_age_seconds", "", int(runtime.rules_age)])
         found.append(["backends", "", sum(backend.enabled for backend in runtime.snapshot.tables.backends)])
     now = time.monotonic()
     for state in runtime.fleet.states.values():

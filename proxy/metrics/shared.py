@@ -75,7 +75,7 @@ class SharedNumbers:
             draft.write_bytes(orjson.dumps({"form": FORM, **tell()}))
             draft.replace(self.directory / f"{self.name}.json")
 
-    def read(self) -> tuple[list[Told], list[Told]]:
+    def read(self, *, others_only: bool = False) -> tuple[list[Told], list[Told]]:
         """(what processes that live have told, what those have that are gone). Raises OSError."""
         living: list[Told] = []
         gone: list[Told] = []
@@ -84,7 +84,7 @@ class SharedNumbers:
             if past is not None:
                 gone.append(past)
             for path in self._files(past):
-                told = _read(path)
+                told = None if others_only and path.stem == self.name else _read(path)
                 if told is not None:
                     (living if is_alive(path.with_suffix(".alive")) else gone).append(told)
         return living, gone

@@ -39,8 +39,11 @@ class Collector:
         return self
 
     def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        """More than once, if need be."""
+        if self.thread.is_alive():
+            self.server.shutdown()
+            self.thread.join()
+            self.server.server_close()
 
     def take(self, path: str, headers: dict[str, str], body: bytes) -> None:
         assert path == "/v1/traces"

@@ -278,6 +278,41 @@ def test_a_directory_that_cannot_be_written_leaves_the_numbers_of_one_process(tm
     assert Scrape(metrics.page().decode()).total("gateway_calls_total") == 1
 
 
+def joined(directory) -> Metrics:
+    made = Metrics(Configuration(spool_dir=directory, key_pepper=b"x", metrics_dir=directory / "metrics"))
+    made._join()
+    return made
+
+
+def test_a_process_that_does_nothing_leaves_the_disk_alone(tmp_path):
+    metrics = joined(tmp_path)
+    file = metrics._shared.directory / f"{metrics._shared.name}.json"
+    metrics._tell()
+    before = file.stat().st_mtime_ns
+    for _ in range(5):
+        metrics._tell()
+    assert file.stat().st_mtime_ns == before
+    metrics.ended(*ended_call())
+    metrics._tell()
+    assert file.stat().st_mtime_ns > before
+
+
+def test_when_the_disk_takes_no_more_a_page_still_knows_all(tmp_path, monkeypatch):
+    one, other = joined(tmp_path), joined(tmp_path)
+    one.ended(*ended_call())
+    other.ended(*ended_call())
+    one._tell()
+    other._tell()
+    other.ended(*ended_call())
+
+    def full(self, tell):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SharedNumbers, "write", full)
+    assert Scrape(other.page().decode()).total("gateway_calls_total") == 3
+    other._tell()  # says so, and goes on
+
+
 def test_a_call_costs_a_few_microseconds():
     """Printed; judged in benchmarks. A fifth of a millisecond would be a fault of another kind."""
     tally = Tally(Labels())
