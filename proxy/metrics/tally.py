@@ -14,6 +14,9 @@ METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 MOST_CELLS = 2000
 MOST_BY_ADDRESS = 2000
 
+# Outcomes of answers that were made for another call: how fast they come says nothing of a model.
+_NOT_GENERATED = ("cached", "coalesced")
+
 # (method, endpoint, status, stream, model, backend, outcome, error)
 Kind = tuple[str, str, int, bool, str, str, str, str]
 
@@ -85,7 +88,7 @@ class Tally:
                     values[_FIRST_TOKEN.sum] += first
                     values[_FIRST_TOKEN.bucket(first)] += 1
                 decoding = decoding or duration - first  # other dialects do not say
-            if decoding:
+            if decoding and call.outcome not in _NOT_GENERATED:
                 each = decoding // completion
                 values[_PER_TOKEN.sum] += each
                 values[_PER_TOKEN.bucket(each)] += 1

@@ -100,6 +100,18 @@ def test_a_stream_that_does_not_say_how_long_it_took_is_measured_from_its_first_
     assert shown(tally).total("gateway_tokens_per_second_sum") == 10
 
 
+@pytest.mark.parametrize("outcome", ["cached", "coalesced"])
+def test_how_fast_a_kept_answer_comes_says_nothing_of_the_model(outcome):
+    tally = Tally(Labels())
+    call, row = ended_call(attempts=0, total_us=900, first_token_us=500, decode_us=0)
+    call.outcome = outcome
+    tally.admitted(call, row)
+    page = shown(tally)
+    assert page.total("gateway_calls_total", outcome=outcome, model="llama3.2:latest") == 1
+    assert page.total("gateway_tokens_per_second_count") == 0
+    assert page.total("gen_ai_server_time_per_output_token_seconds_count") == 0
+
+
 def test_l8_a_hundred_thousand_junk_models_paths_methods_addresses_and_tenants_add_no_series():
     """Three requests a round, and more than 100,000 values. Names that no backend has take no label at all; of others
     the first hundred do."""
