@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # A directory of a host that nobody has written to for so long belongs to a container that is gone.
 ABANDONED_SECONDS = 3600.0
+# How long (seconds) another process may hold the lock.
+LOCK_PATIENCE = 0.5
 # Of what is told. Another version of the program counts other things: its numbers are not added to ours.
 FORM = 1
 
@@ -129,7 +131,7 @@ class SharedNumbers:
     def _locked(self, how: int) -> Iterator[None]:
         lock = os.open(self.directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(lock, how)
+            _wait_for(lock, how)
             yield
         finally:
             os.close(lock)
@@ -138,6 +140,20 @@ class SharedNumbers:
         for path in self.directory.parent.iterdir():
             if path != self.directory and path.stat().st_mtime < time.time() - ABANDONED_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _wait_for(lock: int, how: int) -> None:
+    """It is held for milliseconds, but for a process that was stopped. Raises TimeoutError, which is an OSError."""
+    deadline = time.monotonic() + LOCK_PATIENCE
+    while True:
+        try:
+            fcntl.flock(lock, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TimeoutError("the metrics of this host are locked by another process") from None
+            time.sleep(0.005)
+        else:
+            return
 
 
 def is_alive(path: Path) -> bool:

@@ -38,7 +38,7 @@ class Tally:
         self.addresses: dict[tuple[str, str, int], int] = {}
         # By (tenant, outcome): calls, prompt and completion tokens, nano-units of cost.
         self.tenants: dict[tuple[str, str], list[int]] = {}
-        # Numbers that are counted elsewhere, by name and label: see Metrics.count.
+        # Numbers that are counted elsewhere, by name and label: gauges.counters.
         self.counters: dict[tuple[str, str], int] = {}
 
     def admitted(self, call: Call, row: Row) -> None:

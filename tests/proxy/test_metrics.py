@@ -1,5 +1,6 @@
 """What calls add up to, and what of it is shown: bounded, and the same whoever is asked (threats L8, L9)."""
 
+import fcntl
 import random
 import threading
 import time
@@ -307,6 +308,19 @@ def test_a_process_that_does_nothing_leaves_the_disk_alone(tmp_path):
     metrics.ended(*ended_call())
     metrics._tell()
     assert file.stat().st_mtime_ns > before
+
+
+def test_a_process_that_was_stopped_with_the_lock_holds_up_no_page(tmp_path):
+    one, other = joined(tmp_path), joined(tmp_path)
+    one.ended(*ended_call())
+    with one._shared._locked(fcntl.LOCK_EX):
+        other.ended(*ended_call())
+        began = time.monotonic()
+        assert Scrape(other.page().decode()).total("gateway_calls_total") == 1
+        other._tell()
+        print(f"{time.monotonic() - began:.1f} s")
+    one._tell()
+    assert Scrape(other.page().decode()).total("gateway_calls_total") == 2
 
 
 def test_when_the_disk_takes_no_more_a_page_still_knows_all(tmp_path, monkeypatch):
