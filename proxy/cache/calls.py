@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import time
 from functools import partial
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from proxy.relay import Renaming, all_renamed, renamed, renaming
 # Of an answer that is kept while it is made, so that others can join and it can be stored.
 MAX_KEPT = 4 << 20
 # Seconds that a call waits to hear whether its model is still the same.
-MODELS_PATIENCE = 1.0
+MODELS_PATIENCE = 2.0
 
 
 class Question(NamedTuple):
@@ -83,16 +84,19 @@ class SharingCall(Dispatch):
 
     async def _digest(self) -> str:
         """Of the model as it is now; "" where that is not known."""
-        fleet = self.runtime.fleet
-        if not fleet.knows_models():
+        call, fleet = self.call, self.runtime.fleet
+        assert call.model is not None
+        name = call.model.served.canonical
+        if not fleet.knows_model(name):
+            moment = time.monotonic()
             try:
                 async with asyncio.timeout(MODELS_PATIENCE):
                     await fleet.refresh(tags=True)
             except TimeoutError:
                 return ""
-            if not fleet.knows_models():
+            if not fleet.knows_model(name, moment):
                 return ""
-        return fleet.digest_of(self.call)
+        return fleet.digest_of(call)
 
     async def _hash(self, subject: Subject, request: Request, without: str = "") -> Hash:
         parts = material(subject, normalised(request, without))

@@ -248,19 +248,21 @@ class Fleet:
             holders = [state for state in holders if state.offers_context(name, call.context, pinned)]
         return selection.in_rotation(holders, now)
 
-    def knows_models(self) -> bool:
-        """Whether what is known of the installed models is young enough to answer by it in place of a backend.
+    def knows_model(self, name: str, since: float = 0.0) -> bool:
+        """Whether what is known of the backends that have a model is young enough to answer in their place.
 
-        While somebody asks, it is brought up to date before it is too old.
+        While somebody asks, it is brought up to date before it is too old. `since`: a moment (monotonic) after which
+        they must have been asked; 0: a short while ago.
         """
         now = time.monotonic()
         seconds = min(FRESH_SECONDS, self.configuration.probe_seconds)
         known = True
         for watch in self._watches.values():
-            if watch.knows_models(now - seconds / 2) or not (watch.state.backend.enabled and watch.state.is_up):
+            if name not in watch.state.models or watch.knows_models(since or now - seconds / 2):
                 continue
-            watch.want()
-            known = known and watch.knows_models(now - seconds)
+            if watch.state.backend.enabled and watch.state.is_up:
+                watch.want()
+                known = known and watch.knows_models(since or now - seconds)
         return known
 
     def digest_of(self, call: Call) -> str:

@@ -20,7 +20,7 @@ from proxy.runtime import Runtime
 from proxy.snapshot import Backend, Snapshot, Tables
 from tests.proxy.rules import PEPPER, new_key
 
-PATIENCE = 15
+PATIENCE = 30
 
 
 class KeptRows:
@@ -68,7 +68,7 @@ class House:
     def __init__(self, fakes, directory, *, policy="all", limits=(), **configuration):
         self.fakes = fakes
         self.runtime = runtime = Runtime(
-            Configuration(spool_dir=Path(directory), key_pepper=PEPPER, probe_seconds=0.1, **configuration)
+            Configuration(spool_dir=Path(directory), key_pepper=PEPPER, probe_seconds=1, **configuration)
         )
         runtime.ledger = self.ledger = KeptRows()
         runtime.fleet = Fleet(runtime.configuration)
