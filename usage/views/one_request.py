@@ -105,7 +105,7 @@ def backend_words(record: UsageRecord, routing: Routing) -> list[str]:
         found.append("It waited until a slot there was free.")
     if record.load_us >= LOADED_US:
         found.append("The model was not warm there and had to be loaded.")
-    elif record.prefill_us or record.decode_us:
+    elif routing.warm is None and (record.prefill_us or record.decode_us):
         found.append("The model was warm there.")
     return found
 
