@@ -217,6 +217,8 @@ class SharingCall(Dispatch):
         if what == MISSES:
             self._count(MISSES)
         call.total_deadline = call.started_at + self.runtime.configuration.total_seconds
+        if flight.made is not None and flight.made.dispatched_at:
+            call.deadline_reason = Interruption.FIRST_BYTE  # for the live pages
         try:
             await self._until_head(flight, listener)
             if flight.stream == call.stream:
@@ -250,7 +252,7 @@ class SharingCall(Dispatch):
         if flight.is_first(listener):
             call.backend, call.queue_seconds = flight.made.backend, flight.made.queue_seconds
         names = renaming(flight.named, call.asked)
-        chunk = flight.take(listener)
+        chunk = self._taken(flight, listener)
         if not call.stream:
             chunk, names = self._in_one_piece(flight, chunk, names), None
         headers = self._headers() + flight.head
@@ -265,9 +267,7 @@ class SharingCall(Dispatch):
                 self._note_progress(flight, chunk)
                 await client.write(self._mended(chunk, names))
             await flight.until_more(listener)
-            if flight.is_lost(listener):
-                raise Unavailable("too_slow", "The client reads too slowly for an answer that is shared. Ask again.")
-            chunk = flight.take(listener)
+            chunk = self._taken(flight, listener)
         if flight.refusal is not None:
             if chunk:
                 await client.write(self._mended(chunk, names))
@@ -282,6 +282,15 @@ class SharingCall(Dispatch):
         call.bytes_out += len(chunk)
         self._settle()
         await client.end(chunk)
+
+    def _taken(self, flight: Flight, listener: Listener) -> bytes:
+        """What has come since. Raises Unavailable where some of it is not kept any more."""
+        if not flight.is_lost(listener):
+            return flight.take(listener)
+        if listener.waits_for_end:
+            message = "The answer is larger than what the gateway can hold of it now. Ask again, or for less."
+            raise Unavailable("too_large_to_share", message, retry_after=5)
+        raise Unavailable("too_slow", "The client reads too slowly for an answer that is shared. Ask again.")
 
     def _in_one_piece(self, flight: Flight, chunk: bytes, names: Renaming | None) -> bytes:
         """An answer that is no stream, or the beginning of a large one, as this client gets it."""

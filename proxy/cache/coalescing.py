@@ -164,9 +164,13 @@ class Flight:
     def _trim(self) -> None:
         """Drops what all have got. Those too far behind do not count: they are let go."""
         positions = [each.position for each in self.listeners if self.size - each.received <= MAX_BEHIND]
-        if not positions:
-            return
-        passed = min(positions) - self._dropped
+        if positions:
+            passed = min(positions) - self._dropped
+        else:
+            passed, kept = 0, sum(map(len, self._chunks))
+            while kept > MAX_BEHIND:
+                kept -= len(self._chunks[passed])
+                passed += 1
         if passed > 0:
             del self._chunks[:passed]
             self._dropped += passed

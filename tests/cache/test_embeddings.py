@@ -145,6 +145,15 @@ async def test_large_answers_are_whole(home, fake):
     assert vectors(again) == vectors(first)
 
 
+async def test_an_answer_that_cannot_be_held_is_an_error_that_says_so(home, monkeypatch):
+    monkeypatch.setattr("proxy.cache.coalescing.MAX_BEHIND", 100_000)
+    monkeypatch.setattr(home.runtime.cache, "room_for_flight", lambda most: 0)
+    answer = await home.ask("/api/embed", asked(*(f"{n}" for n in range(200))))
+    assert answer.status == 503
+    assert "larger than what the gateway can hold" in answer.json()["error"]
+    assert (await home.ask("/api/embed", asked("few"))).status == 200
+
+
 async def test_an_alias_is_named_in_the_answer(home):
     home.use(aliases=(("mine", MODEL),))
     for path in PATHS:
