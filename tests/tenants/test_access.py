@@ -6,6 +6,7 @@ import pytest
 from django.db import transaction
 from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver, reverse
+from django.utils import timezone
 
 from proxy.credentials import seal
 from proxy.models import Webhook
@@ -13,6 +14,7 @@ from tenants import invitations
 from tenants.models import ManagementToken, Membership, Role
 from tests.factories import make_admin, make_key, make_limit, make_usage, make_user
 from usage import reports
+from usage.models import StoredText
 from usage.rollups import rebuild
 
 pytestmark = pytest.mark.django_db
@@ -36,6 +38,8 @@ GET = {
     "requests_json": (302, 404, 200, 200, 200, 200, 200),
     "request": (302, 404, 200, 200, 200, 404, 200),
     "request of the owner": (302, 404, 200, 404, 200, 404, 200),
+    "request_text": (302, 405, 405, 405, 405, 405, 405),  # a look is noted
+    "texts": (302, 200, 200, 200, 200, 200, 200),
     "account": (302, 200, 200, 200, 200, 200, 200),
     "keys": (302, 403, 403, 200, 200, 200, 403),
     "key_new": (302, 403, 403, 200, 200, 200, 403),
@@ -94,6 +98,8 @@ POST = {
     "key_revoke": (302, 404, 404, 302, 302, 404, 404),
     "revoke the key of the owner": (302, 404, 404, 404, 302, 404, 404),
     "revoke a service key": (302, 404, 404, 404, 302, 404, 404),
+    "request_text": (302, 404, 404, 200, 404, 404, 200),  # its author, and who has the permission
+    "texts": (302, 200, 200, 200, 200, 200, 200),
     "limits": (302, 405, 405, 405, 405, 405, 405),
     "limit_new": (302, 404, 404, 404, 302, 404, 404),
     "limit_edit": (302, 404, 404, 404, 302, 404, 404),
@@ -154,6 +160,8 @@ def addresses(acme, alice, bob, charlie):
     FIELDS["limit_new"] = {
         "whom": f"tenant:{acme.pk}", "metric": "tokens", "window": "day", "amount": "7", "mode": "enforce",
     }  # fmt: skip
+    bobs = make_usage(key)
+    StoredText.objects.create(record_id=bobs.pk, at=timezone.now(), tenant=acme, user=bob, api_key=key, prompt="why?")
     webhook = Webhook.objects.create(tenant=acme, url="http://203.0.113.7/x", secret_encrypted=seal("s"))
     paths = {
         "limit_new": reverse("limit_new", args=[acme.pk]),
@@ -165,7 +173,8 @@ def addresses(acme, alice, bob, charlie):
         "usage of mine": f"{reverse('usage')}?of=mine",
         "usage of all tenants": f"{reverse('usage')}?of=all",
         "requests of acme": f"{reverse('requests')}?of=tenant-{acme.pk}",
-        "request": reverse("request", args=[make_usage(key).pk]),
+        "request": reverse("request", args=[bobs.pk]),
+        "request_text": reverse("request_text", args=[bobs.pk]),
         "request of the owner": reverse("request", args=[make_usage(owners).pk]),
         "key of the owner": reverse("key", args=[owners.prefix]),
         "service key": reverse("key", args=[service.prefix]),
