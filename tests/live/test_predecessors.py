@@ -1,8 +1,7 @@
 """What users of five earlier Ollama proxies must find again: each command, URL, field, variable and sample of theirs.
 
-An entry is executed against real gateways, or says why it differs, or which issue brings it. What an issue has brought
-must lose its mark: a check that passes though marked "not yet" fails here. The table of docs/switching.md is made from
-this one; write_page() writes it anew, e.g. by
+An entry is executed against real gateways, or says why it differs. The table of docs/switching.md is made from this
+one; write_page() writes it anew, e.g. by
 python manage.py shell -c "from tests.live.test_predecessors import write_page; write_page()"
 """
 
@@ -39,13 +38,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PAGE = ROOT / "docs" / "switching.md"
 BEGIN, END = "<!-- table: tests/live/test_predecessors.py -->", "<!-- end of the table -->"
-ISSUES = {
-    3: "the people's side",
-    4: "limits, API and import of configurations",
-    5: "usage and analytics",
-    6: "the cache",
-    7: "observability and deployment",
-}
 MODELS = ["llama3.2:1b", "llama3.1:8b", "llama3", "codellama:34b", "phi4", "nomic-embed-text"]
 
 A = "The caching proxy in Rust (port 8080, `OLLAMA_URL`)"
@@ -80,12 +72,9 @@ class Entry:
     here: str  # what it is here
     check: Check | None = None
     differs: str = ""  # because …
-    not_yet: int = 0  # the issue that brings it
 
     @property
     def verdict(self) -> str:
-        if self.not_yet:
-            return f"not yet: issue {self.not_yet}, {ISSUES[self.not_yet]}"
         return f"differs, because {self.differs}" if self.differs else "works"
 
 
@@ -867,23 +856,14 @@ def named(entry):
     return f"{entry.who[:40]}: {entry.what[:60]}"
 
 
-@pytest.mark.parametrize("entry", [entry for entry in TABLE if entry.check and not entry.not_yet], ids=named)
+@pytest.mark.parametrize("entry", [entry for entry in TABLE if entry.check], ids=named)
 async def test_what_they_promised_is_kept(cast, entry):
     await entry.check(cast)
 
 
-@pytest.mark.parametrize("entry", [entry for entry in TABLE if entry.check and entry.not_yet], ids=named)
-async def test_what_is_marked_not_yet_is_not_there(cast, entry):
-    """When this fails, take the mark away and write the page anew."""
-    with pytest.raises((AssertionError, KeyError, ValueError)):
-        await entry.check(cast)
-
-
-async def test_every_entry_has_exactly_one_verdict():
+async def test_every_entry_has_a_verdict():
     for entry in TABLE:
-        assert bool(entry.check) or entry.differs or entry.not_yet, entry
-        assert not (entry.differs and entry.not_yet), entry
-        assert entry.not_yet in (0, *ISSUES), entry
+        assert entry.check or entry.differs, entry
 
 
 def table() -> str:
