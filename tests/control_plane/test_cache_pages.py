@@ -109,6 +109,12 @@ def test_policies_of_tenants_and_keys_are_rules(boss):
         Tenant(name="x", cache_policy="sometimes").full_clean()
 
 
+def test_a_key_gets_its_policy_at_the_shell(capsys):
+    make_tenant("acme")
+    call_command("create_key", tenant="acme", name="kept", cache="all")
+    assert ApiKey.objects.get().cache_policy == "all"
+
+
 @pytest.mark.parametrize("model", [Tenant, ApiKey])
 def test_the_database_takes_no_other_policy(model):
     key = make_key().row

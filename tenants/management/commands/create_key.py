@@ -13,7 +13,7 @@ from tenants.management.administration import (
     tenant_named,
     user_named,
 )
-from tenants.models import Tenant, User
+from tenants.models import CachePolicy, Tenant, User
 
 
 class Command(AdministrationCommand):
@@ -26,6 +26,7 @@ class Command(AdministrationCommand):
         parser.add_argument("--models", default="", metavar="A,B", help="Names or patterns. Without: all models.")
         parser.add_argument("--manage", action="store_true", help="May pull, copy, create, delete and unload models.")
         parser.add_argument("--max-output-tokens", type=int, metavar="N", help="The most one call may generate.")
+        parser.add_argument("--cache", choices=CachePolicy.values, default="", help="Which answers it is given again.")
         parser.add_argument("--expires", type=moment, metavar="ISO", help="E.g. 2026-12-31 or 2026-12-31T18:00+01:00.")
 
     def administer(
@@ -37,6 +38,7 @@ class Command(AdministrationCommand):
         models: str,
         manage: bool,
         max_output_tokens: int | None,
+        cache: str,
         expires: datetime | None,
         **options: Any,
     ) -> Result:
@@ -51,6 +53,7 @@ class Command(AdministrationCommand):
             models_allowed=[model.strip() for model in models.split(",") if model.strip()],
             may_manage=manage,
             max_output_tokens=max_output_tokens,
+            cache_policy=cache,
             expires_at=expires,
         )
         data = {"key": new.clear_text, "prefix": new.row.prefix, "name": name, "tenant": home.name}
