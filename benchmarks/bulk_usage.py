@@ -16,7 +16,7 @@ from django.db import connection
 from proxy.ledger.rows import AT, COLUMNS, Row
 from usage.models import UsageRecord
 from usage.models.records import SUCCESSES
-from usage.rollups import DIMENSIONS, MEASURES, OWNER
+from usage.rollups import DIMENSIONS, END_USER, MEASURES, OWNER
 
 # (id in hex, when it was admitted in epoch seconds, number of its body, end-user label)
 Call = tuple[str, float, int, str]
@@ -158,6 +158,10 @@ class BulkUsage:
         yield (
             f"INSERT INTO usage_enduserusage (day, {_OWNER}, end_user, {_SUMS}) "
             + named.format(period=on, label=", label", added=labelled)
+        )
+        yield (
+            f"INSERT INTO usage_dailytotal (day, dimension, value, {_SUMS}) "
+            f"SELECT {on}, '{END_USER}', end_user, {_ADDED} FROM usage_enduserusage WHERE day = {on} GROUP BY end_user"
         )
         for dimension, place in DIMENSIONS.items():
             # As usage.rollups.totals_of: what is nobody's has a line of its own.

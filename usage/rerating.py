@@ -202,7 +202,7 @@ def _corrections(records: Iterable[_Record]) -> dict[type[Model], dict[tuple[Any
         _add(found[DailyUsage], (day, *owner), correction)
         if row["end_user"]:
             _add(found[EndUserUsage], (day, *owner, row["end_user"]), correction)
-    found[DailyTotal] = totals_of(found[DailyUsage])
+    found[DailyTotal] = totals_of(found[DailyUsage], found[EndUserUsage])
     return found
 
 

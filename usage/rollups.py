@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from itertools import chain
 from operator import add
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -19,6 +20,8 @@ BUCKET = timedelta(minutes=15)
 OWNER = ("tenant_id", "user_id", "api_key_id", "model", "backend")
 # dimension of DailyTotal → place of its value in OWNER; all calls of a day have neither
 DIMENSIONS = {"": None, "tenant": 0, "user": 1, "key": 2, "model": 3, "backend": 4}
+# The one dimension of DailyTotal that most calls have no value of, and then no row.
+END_USER = "end_user"
 # table → its period, and what its rows are told apart by
 TABLES: dict[type[Model], tuple[str, tuple[str, ...]]] = {
     UsageBucket: ("start", OWNER),
@@ -151,11 +154,12 @@ def _summed(day: date, zone: ZoneInfo, using: str) -> dict[type[Model], Sums]:
     buckets = _of_buckets(records)
     days = added_up(((day, *owner), sums) for (_, *owner), sums in buckets.items())
     labelled = _grouped(records.exclude(end_user=""), TABLES[EndUserUsage][1])
+    end_users = {(day, *owner): sums for owner, sums in labelled.items()}
     return {
         UsageBucket: buckets,
         DailyUsage: days,
-        EndUserUsage: {(day, *owner): sums for owner, sums in labelled.items()},
-        DailyTotal: totals_of(days),
+        EndUserUsage: end_users,
+        DailyTotal: totals_of(days, end_users),
     }
 
 
@@ -184,13 +188,15 @@ def added_up(parts: Iterable[tuple[tuple[Any, ...], Sequence[int]]]) -> Sums:
     return found
 
 
-def totals_of(days: Mapping[tuple[Any, ...], Sequence[int]]) -> Sums:
-    """(day, owner) → sums, as (day, dimension, value) → sums."""
-    return added_up(
+def totals_of(days: Mapping[tuple[Any, ...], Sequence[int]], labelled: Mapping[tuple[Any, ...], Sequence[int]]) -> Sums:
+    """(day, owner) → sums, and (day, owner, end user) → sums, as (day, dimension, value) → sums."""
+    of_owners = (
         ((day, dimension, "" if place is None or owner[place] is None else str(owner[place])), sums)
         for (day, *owner), sums in days.items()
         for dimension, place in DIMENSIONS.items()
     )
+    of_end_users = (((day, END_USER, label), sums) for (day, *_, label), sums in labelled.items())
+    return added_up(chain(of_owners, of_end_users))
 
 
 def _rows_of(table: type[Model], day: date, zone: ZoneInfo, using: str) -> QuerySet:

@@ -132,7 +132,7 @@ class Store:
             _count(days, (self._day(start), *whose), sums)
         starts = {(self._start(start), *whose): sums for (start, *whose), sums in buckets.items()}
         # The totals last: all workers add to the same few rows, and wait for whoever has them to commit.
-        rollups = ((_BUCKETS, starts), (_DAYS, days), (_END_USERS, labelled), (_TOTALS, totals_of(days)))
+        rollups = ((_BUCKETS, starts), (_DAYS, days), (_END_USERS, labelled), (_TOTALS, totals_of(days, labelled)))
         for rollup, added in rollups:
             if added:
                 writer.add(rollup, added)

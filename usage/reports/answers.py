@@ -16,7 +16,7 @@ from usage.reports.questions import DAY, HOUR, MONTH, NOBODY, PERIODS, Question
 from usage.reports.ranges import Range, days_of, month_ends, months_of
 from usage.reports.scopes import Scope
 from usage.reports.totals import SUMS, Totals, added
-from usage.rollups import day_begins, reporting_zone
+from usage.rollups import END_USER, day_begins, reporting_zone
 
 _COLUMN = {
     "model": "model", "key": "api_key_id", "user": "user_id", "backend": "backend", "end_user": "end_user",
@@ -129,7 +129,9 @@ def _in_order(sums: ByStart, starts: Iterable[Start]) -> tuple[Totals, ...]:
 
 def _source(scope: Scope, question: Question) -> "_Source":
     rows = scope.rows & question.filters.rows()
-    if question.by == "end_user" or question.filters.end_user:
+    if question.by == END_USER and not rows:
+        return _OfAllEndUsers(question, rows)
+    if question.by == END_USER or question.filters.end_user:
         return _OfEndUsers(question, rows)
     return _OfAllTenants(question, rows) if not rows and question.per != HOUR else _Source(question, rows)
 
@@ -238,6 +240,28 @@ class _OfAllTenants(_Source):
             found[place[row["value"]]].append((row["day"], Totals.of(row)))
         sums = [_folded(parts, self.question) for parts in found]
         return [*sums, _less(self.by_start(), sums)]
+
+
+class _OfAllEndUsers(_OfAllTenants):
+    """As those, with what is left of all calls for those without a label."""
+
+    def key(self, value: Any) -> Key:
+        return value
+
+    def by_key(self, asked: Range) -> dict[Key, Totals]:
+        found = super().by_key(asked)
+        if (unlabelled := self.total(asked) - added(found.values())).requests:
+            found[NO_LABEL] = unlabelled
+        return found
+
+    def by_key_and_start(self, named: list[Key]) -> list[ByStart]:
+        *sums, others = super().by_key_and_start(named)
+        if NO_LABEL not in named:
+            return [*sums, others]
+        rows = self.grouped(self.question.range).values("day").annotate(**SUMS)
+        labelled = _folded(((row["day"], Totals.of(row)) for row in rows), self.question)
+        sums[named.index(NO_LABEL)] = unlabelled = _less(self.by_start(), [labelled])
+        return [*sums, _less(others, [unlabelled])]
 
 
 def _between(asked: Range) -> dict[str, date]:
