@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from proxy.errors import Interruption
-from proxy.live.sockets import is_own_origin
 from proxy.live.pictures import CALLS_SHOWN, CALLS_SHOWN_PER_KEY, Viewer, find, picture_of, seen_by
+from proxy.live.sockets import is_own_origin
 
 STAFF = Viewer(1, "root", sees_all=True, ends_all=True)
 
