@@ -125,7 +125,7 @@ def test_no_more_of_an_answer_is_kept_than_is_needed(stream, most):
 
 # Redaction
 
-KEY = make_clear_text()[1]
+KEY = "ogw_aiywt8dD_5sPcUTlyXb9CHSjMsCvLLQx3T6ctZAwaiwQAfiADtuG3tD1hN"  # not random: xdist compares the names of tests
 
 
 @pytest.mark.parametrize(
