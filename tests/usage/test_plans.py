@@ -133,6 +133,7 @@ def places():
 def looks(monkeypatch):
     """As small a share of these records as it is of ten millions."""
     monkeypatch.setattr(request_lists, "LOOKED_THROUGH", (60, 200))
+    monkeypatch.setattr(request_lists, "NEWEST", 200)
 
 
 def test_no_list_reads_or_sorts_all_records(many, looks):
