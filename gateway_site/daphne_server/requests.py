@@ -11,6 +11,8 @@ from twisted.web import http
 
 from gateway_site.server import ServerOptions, refusals
 
+# How long a client that was refused may go on sending.
+LINGER_SECONDS = 2.0
 TOO_LARGE = refusals.Refusal(413, "body_too_large", "the request body is too large")
 # Headers by which a client would move its request past a guard (P5).
 STEERING_HEADERS = (b"daphne-root-path",)
@@ -102,12 +104,16 @@ class SteadyChannel(http.HTTPChannel):
         return took > options.body_grace_seconds and received < took * options.body_min_rate
 
     def refuse(self, refusal: refusals.Refusal) -> None:
-        """Answers without the application, and closes."""
+        """Answers without the application, and closes: at once in our direction, then when the client has read it.
+
+        Closed at once in both, what the client still sends would have its kernel throw the answer away.
+        """
         if self.refused:
             return
         self.refused = True
         self.transport.write(refusal.response)
-        self.loseConnection()
+        self.transport.loseWriteConnection()
+        self.callLater(LINGER_SECONDS, self.loseConnection)
 
 
 class CappedFactory(HTTPFactory):  # type: ignore[misc]

@@ -82,6 +82,8 @@ class Command(BaseCommand):
                 f"{workers} workers count limits together in Redis: set REDIS_URL. LIMITS_PER_WORKER=True accepts that "
                 f"each of them allows the whole amount of every limit."
             )
+        if options["server"] == "daphne":
+            check_for_daphne(workers, options["tls_cert"])
         check_certificate(options["tls_cert"], options["tls_key"])
         if options["cache_ttl"]:
             keep_answers_for(options["cache_ttl"])
@@ -184,11 +186,14 @@ def link_to_first_run() -> str | None:
         connection.close()
 
 
-def _serve_on_daphne(options: ServerOptions) -> int:
-    if options.workers > 1:
+def check_for_daphne(workers: int, certificate: str | None) -> None:
+    if workers > 1:
         raise CommandError("Daphne runs in one process: leave out --workers, or use --server uvicorn.")
-    if options.tls_certificate:
+    if certificate:
         raise CommandError("--server daphne does not speak TLS: put a proxy in front, or use --server uvicorn.")
+
+
+def _serve_on_daphne(options: ServerOptions) -> int:
     from gateway_site.daphne_server.server import run as run_daphne  # Twisted takes over the loop
 
     return run_daphne(*GATEWAY, options, settings.GATEWAY.max_body_bytes)
