@@ -13,7 +13,7 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='iprule',
             name='by_owners',
-            field=models.BooleanField(default=False, help_text='Whether the owners of the tenant made it, and may delete it. Theirs are a scope of their own beside those of administrators: an address must pass both, so theirs can only tighten.', verbose_name='made by owners'),
+            field=models.BooleanField(db_default=False, default=False, help_text='Whether the owners of the tenant made it, and may delete it. Theirs are a scope of their own beside those of administrators: an address must pass both, so theirs can only tighten.', verbose_name='made by owners'),
         ),
         migrations.AddConstraint(
             model_name='iprule',

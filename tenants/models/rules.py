@@ -46,6 +46,7 @@ class IPRule(Audited):
     by_owners = models.BooleanField(
         "made by owners",
         default=False,
+        db_default=False,  # scripts that write rules in SQL need not know it
         help_text="Whether the owners of the tenant made it, and may delete it. Theirs are a scope of their own beside "
         "those of administrators: an address must pass both, so theirs can only tighten.",
     )
