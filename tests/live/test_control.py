@@ -36,14 +36,14 @@ def chat(**fields):
     return {"model": "llama3.2", "messages": [{"role": "user", "content": "hi"}], **fields}
 
 
-def gateway_with(make_gateway, fake, keys=1, workers=WORKERS, **options):
+async def gateway_with(make_gateway, fake, keys=1, workers=WORKERS, **options):
     """A gateway whose calls go on until they are ended, and keys for it."""
     fake.scheduler.slots = 64
     fake.faults(path="/api/chat", model="llama3.2", infinite=True, tokens_per_second=20)
     gateway = make_gateway(workers=workers, FAILED_CREDENTIALS_PER_MINUTE="100000", LIMITS_PER_WORKER="True", **options)
     gateway.make_backend(fake.url, slots=64)
     made = [gateway.make_key(f"key {number}") for number in range(keys)]
-    gateway.start()
+    await asyncio.to_thread(gateway.start)
     return gateway, made
 
 
@@ -101,7 +101,7 @@ def tell(what, figures, capsys):
 
 @pytest.mark.parametrize("layer", ["redis", "no redis"])
 async def test_cancel_call_ends_a_call_in_whichever_worker_runs_it(make_gateway, fake, redis_server, layer):
-    gateway, [(_, key)] = gateway_with(make_gateway, fake, REDIS_URL=redis_server.url if layer == "redis" else "")
+    gateway, [(_, key)] = await gateway_with(make_gateway, fake, REDIS_URL=redis_server.url if layer == "redis" else "")
     async with streams(gateway, key, count=3) as opened:
         spared, *cancelled = opened
         for answer, lines in cancelled:
@@ -126,7 +126,7 @@ async def test_a_cancel_needs_no_more_than_the_database(make_gateway, fake, data
     """The row is what cancel_call and the pages write; with Redis dead nothing else tells the other workers."""
     url = request.getfixturevalue("postgres_url") if database == "postgresql" else ""
     dead = f"redis://127.0.0.1:{free_port()}/0"
-    gateway, [(_, key)] = gateway_with(make_gateway, fake, workers=2, database_url=url, REDIS_URL=dead)
+    gateway, [(_, key)] = await gateway_with(make_gateway, fake, workers=2, database_url=url, REDIS_URL=dead)
     figures = []
     async with streams(gateway, key, count=6) as opened:
         for answer, lines in opened:
@@ -203,7 +203,7 @@ STATES = ["up", "killed", "hung", "flushed", "back"]
 
 
 async def test_a7_s6_revoked_streams_are_cut_whatever_redis_does(make_gateway, fake, redis_server, capsys):
-    gateway, keys = gateway_with(make_gateway, fake, keys=len(STATES), REDIS_URL=redis_server.url)
+    gateway, keys = await gateway_with(make_gateway, fake, keys=len(STATES), REDIS_URL=redis_server.url)
     await until(lambda: redis_server.subscribers() == WORKERS)
     for state, (row, key) in zip(STATES, keys, strict=True):
         async with streams(gateway, key) as opened:
