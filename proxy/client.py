@@ -20,14 +20,14 @@ class ClientGone(Exception):
 
 
 class Client:
-    __slots__ = ("_awaiting_body", "_fields", "_receive", "_scope", "_watcher", "added_headers", "headers", "send")
+    __slots__ = ("_awaiting_body", "_receive", "_scope", "_watcher", "added_headers", "fields", "headers", "send")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope = scope
         self._receive = receive
         self.send = send
         self.headers: Headers = scope["headers"]
-        self._fields = dict(self.headers)
+        self.fields = dict(self.headers)  # of several of a name, the last
         # What the answer gets besides, whatever it is: CORS.
         self.added_headers: Headers = []
         self._watcher: asyncio.Task[None] | None = None
@@ -43,11 +43,11 @@ class Client:
     def own_origin(self) -> bytes:
         """The web origin of the address that was called."""
         scheme: str = self._scope.get("scheme", "http")
-        return b"%b://%b" % (scheme.encode(), self._fields.get(b"host", b""))
+        return b"%b://%b" % (scheme.encode(), self.fields.get(b"host", b""))
 
     def header(self, name: bytes) -> bytes | None:
         """A header of which there is one; of several, the last."""
-        return self._fields.get(name)
+        return self.fields.get(name)
 
     async def body(self, limit: int) -> bytes:
         """The whole body. Raises TooLarge as soon as it is known to be, ClientGone, BadRequest."""

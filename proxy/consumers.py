@@ -8,11 +8,12 @@ from channels.consumer import AsyncConsumer
 from proxy import headers as header_rules
 from proxy import listings
 from proxy.admission import NOT_ACCEPTED, check_address
+from proxy.borrowed_places import FOREIGN_PAGE, check_unborrowed
 from proxy.cache.calls import SharingCall
 from proxy.cache.embeddings import EmbeddingCall
 from proxy.call import Call
 from proxy.client import Client, ClientGone, Headers, Receive, Scope, Send
-from proxy.client_address import SAID_BY_PROXIES, client_address, is_proxy
+from proxy.client_address import client_address
 from proxy.cors import WITHHELD, granted, preflight
 from proxy.dialects import OLLAMA
 from proxy.dialects.anthropic import token_count
@@ -44,16 +45,6 @@ TEXT = b"text/plain; charset=utf-8"
 
 # Of keys with a cache policy.
 SHARING: Mapping[Kind, type[Dispatch]] = {Kind.GENERATION: SharingCall, Kind.EMBEDDING: EmbeddingCall}
-
-FOREIGN_PAGE = "Pages of this web origin may not call the gateway. An administrator can add it to CORS_ORIGINS."
-UNKNOWN_NAME = (
-    "This gateway does not know itself by the host name of the call, so the call needs an API key. An administrator "
-    "can add the name to ALLOWED_HOSTS."
-)
-UNKNOWN_PROXY = (
-    "The call came through a proxy that is not in TRUSTED_PROXIES, so it needs an API key: whose call it is cannot be "
-    "told from its address."
-)
 
 
 class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no types
@@ -212,7 +203,7 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
                 runtime.rules(), call.route, client.headers, call.address, call.started_epoch, call.path_key
             )
             if call.key.acting:
-                self.check_place(client)
+                check_unborrowed(runtime, client.fields, client.own_origin, client.peer)
         except Unauthorized as refusal:
             if seconds := runtime.credential_failures.count(call.address):
                 message = "Too many calls with keys that are not accepted came from this address."
@@ -221,18 +212,6 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
             refusal.message = f"{refusal.message} (request id {call.id})"
             raise
         return call.key
-
-    def check_place(self, client: Client) -> None:
-        """Where the place in the network is the credential, nobody may borrow it. Raises Forbidden."""
-        origin = client.header(b"origin")
-        if origin is not None and not self.runtime.origins.allow(origin, client.own_origin):
-            raise Forbidden("origin_not_allowed", FOREIGN_PAGE)
-        if not self.runtime.host_names.know(client.header(b"host") or b""):
-            raise Forbidden("host_not_known", UNKNOWN_NAME)
-        if not SAID_BY_PROXIES.isdisjoint(name for name, _ in client.headers):
-            configuration = self.runtime.configuration
-            if not is_proxy(client.peer, configuration.trusted_proxies, trusts_unix=configuration.trusts_unix):
-                raise Forbidden("proxy_not_trusted", UNKNOWN_PROXY)
 
     async def say(self, call: Call, client: Client, body: bytes, kind: bytes) -> None:
         """An answer of our own."""

@@ -1,6 +1,5 @@
 """Who asks, and what they may see."""
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from gateway_site.management_api.errors import Forbidden, NotFound, Unauthorized
 from gateway_site.management_api.own_key import address_of, any_right
 from gateway_site.management_api.tokens import headers_of, refused
 from proxy.admission import NOT_ACCEPTED, credentials
-from proxy.client_address import SAID_BY_PROXIES, is_proxy
+from proxy.borrowed_places import check_unborrowed
 from proxy.errors import Forbidden as ForbiddenHere
 from proxy.errors import Unauthorized as UnauthorizedHere
 from proxy.errors import Unavailable as UnavailableHere
@@ -108,17 +107,13 @@ def _key(request: HttpRequest, *, brings_key: bool) -> Key:
 
 
 def _may_be_borrowed(request: HttpRequest) -> bool:
-    """Whether somebody else may use the caller's place: as GatewayConsumer.check_place."""
+    """Whether somebody else may use the caller's place."""
     from gateway_site.asgi import gateway
 
-    given: Mapping[bytes, bytes] = dict(headers_of(request))
-    origin = given.get(b"origin")
-    own = f"{request.scheme}://".encode() + given.get(b"host", b"")
-    if origin is not None and not gateway.origins.allow(origin, own):
+    fields = dict(headers_of(request))
+    own_origin = f"{request.scheme}://".encode() + fields.get(b"host", b"")
+    try:
+        check_unborrowed(gateway, fields, own_origin, request.META.get("REMOTE_ADDR", ""))
+    except ForbiddenHere:
         return True
-    if not gateway.host_names.know(given.get(b"host", b"")):
-        return True
-    peer = request.META.get("REMOTE_ADDR", "")
-    return not SAID_BY_PROXIES.isdisjoint(given) and not is_proxy(
-        peer, settings.TRUSTED_PROXIES, trusts_unix=settings.TRUSTS_UNIX
-    )
+    return False

@@ -20,7 +20,7 @@ class Recorder(Client):
 
     def __init__(self, client: Client, flight: Flight, ended: Callable[[], None]) -> None:
         self.headers = client.headers  # those that a backend may see
-        self._fields = client._fields
+        self.fields = client.fields
         self.added_headers = []
         self._flight = flight
         self._ended = ended
