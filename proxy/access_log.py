@@ -53,7 +53,7 @@ class AccessLog:
         """A request that has none. The path is that of the route: what somebody made up may hold anything."""
         line = self._beginning(call, status, "refused" if code else "answered", code)
         line["key"] = call.key.prefix if call.key is not None else ""
-        line["address"] = str(call.address) if call.address is not None else None
+        line["address"] = call.address_text or None
         self._add(line)
 
     def _beginning(self, call: Call, status: int, outcome: str, error: str) -> dict[str, object]:

@@ -55,6 +55,7 @@ class Call:
 
     __slots__ = (
         "address",
+        "address_written",
         "adjusted",
         "answered_as_unloaded",
         "asked",
@@ -114,6 +115,7 @@ class Call:
         self.path_key, path = key_in_path(path)
         self.path = path
         self.address = address
+        self.address_written = ""
         self.started_epoch = epoch
         self.started_at = time.monotonic()
         self.dialect: Dialect = dialects.of_path(path)
@@ -178,6 +180,13 @@ class Call:
         """Sets what the sweeper judges the present wait by."""
         self.deadline = time.monotonic() + seconds if seconds else 0.0
         self.deadline_reason = reason
+
+    @property
+    def address_text(self) -> str:
+        """ "" for a peer without an address. Written once a call: that takes over a microsecond."""
+        if not self.address_written and self.address is not None:
+            self.address_written = str(self.address)
+        return self.address_written
 
     @property
     def started_text(self) -> str:

@@ -69,7 +69,7 @@ def to_reserve(call: Call, prices: Sequence[PriceRow]) -> Asked:
     choose_price(call, prices, "")
     cost = cost_nano(call.price, prompt, call.output_cap, 0) if call.price else 0
     model = call.model.served.canonical if call.model is not None else ""
-    address = str(call.address) if call.key.rules else ""  # a microsecond and a half
+    address = call.address_text if call.key.rules else ""
     return call.id, call.key.rules, model, address, Amounts(prompt + call.output_cap, cost)
 
 

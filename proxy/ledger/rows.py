@@ -40,7 +40,7 @@ def opened(call: Call, currency: str) -> Row:
         route.path, call.dialect.name, call.stream, 0, "interrupted", "interrupted", 0,
         0, 0, 0, 0, 0, 0, 0,
         -(-call.prompt_bytes // 4), 0, True, call.bytes_in, 0,
-        str(call.address) if call.address else None, call.user_agent,
+        call.address_text or None, call.user_agent,
         call.price.id if call.price else None, None, currency, "",
     ]  # fmt: skip
 

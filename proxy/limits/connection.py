@@ -23,7 +23,7 @@ class RedisAway(Exception):
 class Connection(asyncio.Protocol):
     def __init__(self, loop: asyncio.AbstractEventLoop, patience: float) -> None:
         """`patience`: seconds for an answer; the connection is given up with the first that does not come."""
-        self._loop = loop
+        self.loop = loop
         self._patience = patience
         self._reader = hiredis.Reader()
         self._transport: asyncio.Transport | None = None
@@ -91,7 +91,7 @@ class Connection(asyncio.Protocol):
 
     def ask(self, *command: Argument) -> asyncio.Future[Any]:
         """The answer to a command: int, bytes, list or None. Raises RedisAway, hiredis.ReplyError."""
-        future = self._loop.create_future()
+        future = self.loop.create_future()
         self._send(command, future)
         return future
 
@@ -105,11 +105,11 @@ class Connection(asyncio.Protocol):
     def _send(self, command: Sequence[Argument], waiter: asyncio.Future[Any] | Unheard) -> None:
         if self.closed or self._transport is None or self._transport.is_closing():
             raise RedisAway("not connected")
-        deadline = self._loop.time() + self._patience
+        deadline = self.loop.time() + self._patience
         self._waiting.append((waiter, deadline))
         self._transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]  # typed as if it took one
         if self._alarm is None:
-            self._alarm = self._loop.call_at(deadline, self._look)
+            self._alarm = self.loop.call_at(deadline, self._look)
 
     def _look(self) -> None:
         """Gives the connection up when the oldest answer is overdue: a hung Redis answers none of them."""
@@ -117,10 +117,10 @@ class Connection(asyncio.Protocol):
         if not self._waiting:
             return
         deadline = self._waiting[0][1]
-        if deadline <= self._loop.time():
+        if deadline <= self.loop.time():
             self.abort()
         else:
-            self._alarm = self._loop.call_at(deadline, self._look)
+            self._alarm = self.loop.call_at(deadline, self._look)
 
     @property
     def unsent(self) -> int:

@@ -57,13 +57,13 @@ class MemoryLimits:
         held: list[Held] = []
         if not rules:
             return Reservation(call_id, held)
-        now = self.clock()
+        now, zone = self.clock(), self.zone
         counters: list[Counter] = []
         full: list[Full] = []
         for rule in rules:
             if rule.model and rule.model != model:
                 continue
-            window = rule.window_at(now, address, self.zone)
+            window = rule.window_at(now, address, zone)
             counter = self._counter(rule, window, now)
             needed = estimate.of(rule.metric)
             if not has_room(rule, counter.total, needed):

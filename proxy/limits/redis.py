@@ -29,6 +29,8 @@ PATIENCE = 0.05
 RETRY_SECONDS = 0.5
 # Of a reservation whose worker says nothing any more; it says so three times in that time.
 LEASE_SECONDS = 30.0
+# Seconds that the end of a call may wait to be told together with what is sent next, where there is plenty of room.
+ENDS_WAIT = 0.005
 # A counter is kept so long after its window has ended: clocks of several machines differ.
 KEPT_SECONDS = 600
 # Counters that are dropped, or searched for calls of dead workers, by one script: calls wait meanwhile.
@@ -86,7 +88,8 @@ class RedisLimits:
         # name → what it said last, and since when it says so by our clock
         self._heard: dict[bytes, tuple[bytes, float]] = {}
         self._live: dict[str, SharedReservation] = {}
-        self._untold: list[End] = []  # told when Redis is back
+        self._untold: list[End] = []  # told with the next command, or when Redis is back
+        self._telling: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._wanted = asyncio.Event()
 
@@ -97,6 +100,7 @@ class RedisLimits:
         if self._task is not None:
             self._task.cancel()
         if self._connection is not None:
+            self._tell_ends()
             try:
                 async with asyncio.timeout(1):
                     await self._connection.ask("PING")  # what was sent before has been carried out then
@@ -165,7 +169,7 @@ class RedisLimits:
         return keys, arguments
 
     def settle(self, reservation: SharedReservation, actual: Amounts) -> None:
-        """As MemoryLimits.settle. Does not wait: the end is on its way before whatever this process sends next."""
+        """As MemoryLimits.settle. Does not wait: Redis hears of the end before whatever this process sends next."""
         self._end(reservation, actual)
 
     def release(self, reservation: SharedReservation) -> None:
@@ -176,9 +180,27 @@ class RedisLimits:
             return
         reservation.ended = True
         self._live.pop(reservation.id, None)
-        self._tell_end(End(reservation, actual, may_be_known=False))
+        self._untold.append(End(reservation, actual, may_be_known=False))
+        connection = self._connection
+        if connection is None:
+            return
+        if any(2 * total > rule.amount for rule, _, _, total in reservation.held if rule.enforced):
+            self._tell_ends()  # somebody may wait for the room
+        elif self._telling is None:
+            self._telling = connection.loop.call_later(ENDS_WAIT, self._tell_ends)
 
-    def _tell_end(self, end: End) -> None:
+    def _tell_ends(self) -> None:
+        """Sends what is untold. What cannot be sent stays so until there is another connection."""
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        connection = self._connection
+        if connection is not None:
+            untold, self._untold = self._untold, []
+            for end in untold:
+                self._tell_end(end, connection)
+
+    def _tell_end(self, end: End, connection: Connection) -> None:
         reservation, actual, may_be_known = end
         keys: list[str] = []
         arguments: list[Any] = [reservation.holder, reservation.id, int(may_be_known)]
@@ -188,10 +210,6 @@ class RedisLimits:
             of_all = actual is not None and rule.metric == "requests"
             used = 0 if actual is None else actual.used(rule.metric)
             arguments += ["all" if of_all else used, window.part]
-        connection = self._connection
-        if connection is None:
-            self._untold.append(end)
-            return
         unheard = partial(self._unheard, end, connection)
         try:
             connection.tell("EVALSHA", self._shas["settle"], len(keys), *keys, *arguments, unheard=unheard)
@@ -256,6 +274,8 @@ class RedisLimits:
         connection = self._connection
         if connection is None:
             raise RedisAway(self.problem)
+        if self._untold:
+            self._tell_ends()
         try:
             return await connection.ask(*command)
         except RedisAway as exc:
@@ -317,9 +337,7 @@ class RedisLimits:
     async def _begin_anew(self) -> None:
         """Tells what ended meanwhile, and holds what runs under a new name; calls are counted here alone till then."""
         before, self._name, self._beats = self._name, secrets.token_hex(8), 0
-        untold, self._untold = self._untold, []
-        for end in untold:
-            self._tell_end(end)
+        self._tell_ends()
         if before:
             await self._give_back([before])
         for reservation in list(self._live.values()):

@@ -1,7 +1,7 @@
 """Limits as the data plane knows them, and the arithmetic of their windows. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from math import ceil
@@ -10,6 +10,11 @@ from zoneinfo import ZoneInfo
 
 from proxy.errors import TooManyRequests
 
+METRICS = ("requests", "tokens", "cost", "concurrent")
+_HEADERS = {
+    metric: tuple(b"x-ratelimit-%b-%b" % (part, metric.encode()) for part in (b"limit", b"remaining", b"reset"))
+    for metric in METRICS
+}
 # A rolling window is counted in this many parts; what was used leaves it up to one part late, never early.
 PARTS = 60
 
@@ -42,6 +47,12 @@ class Rule:
     usual_amount: int | None = None  # while an override holds: the amount that it stands in place of
     alerts: bool = False  # whether somebody is told when much of it is used
     by_owner: bool = False  # made by a tenant's owners, who may only tighten: it replaces no default
+    # What the keys of its counters begin with. What was counted in other units, or in windows of another kind, says
+    # nothing about a changed rule.
+    prefix: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prefix", f"{self.id}:{self.metric}:{self.window}{self.seconds or ''}:")
 
     def in_force(self, now: float) -> "Rule":
         """With the amount of its override, while that holds."""
@@ -66,16 +77,11 @@ class Rule:
 
     def window_at(self, now: float, address: str, zone: str, *, counted_for: str = "") -> Window:
         """The window that holds a moment (epoch seconds), for the calls of an address. `counted_for`: of another."""
-        # What was counted in other units, or in windows of another kind, says nothing about a changed rule.
-        who = address if self.per_address else counted_for or self.counted_for
-        key = f"{self.id}:{self.metric}:{self.window}{self.seconds or ''}:{who}"
-        if self.rolls:
+        key = self.prefix + (address if self.per_address else counted_for or self.counted_for)
+        if self.window == "seconds":
             part = int(now * PARTS // self.seconds)
             return Window(key, part, part - PARTS, now + 2 * self.seconds)
-        if self.window == "none":
-            return Window(key)
-        start, end = calendar_window(self.window, zone, int(now // 60))
-        return Window(f"{key}:{int(start)}", ends=end)
+        return _window_of(key, self.window, zone, int(now // 60) if self.window != "none" else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,18 +154,19 @@ def headers(states: Iterable[tuple[Rule, Window, int]], now: float) -> list[tupl
     for rule, window, total in states:
         if not rule.enforced:
             continue
-        left = max(rule.amount - total, 0)
-        share = left / rule.amount if rule.amount else 0.0
-        if rule.metric not in tightest or share < tightest[rule.metric][0]:
-            tightest[rule.metric] = share, rule, window, left
+        metric, amount = rule.metric, rule.amount
+        left = amount - total if total < amount else 0
+        share = left / amount if amount else 0.0
+        if metric not in tightest or share < tightest[metric][0]:
+            tightest[metric] = share, rule, window, left
     told: list[tuple[bytes, bytes]] = []
     for metric, (_, rule, window, left) in tightest.items():
-        name = metric.encode()
-        told.append((b"x-ratelimit-limit-" + name, b"%d" % rule.amount))
-        told.append((b"x-ratelimit-remaining-" + name, b"%d" % left))
+        amount_header, left_header, reset_header = _HEADERS[metric]
+        told.append((amount_header, b"%d" % rule.amount))
+        told.append((left_header, b"%d" % left))
         seconds = seconds_until_reset(rule, window, now)
         if seconds is not None:
-            told.append((b"x-ratelimit-reset-" + name, b"%ds" % ceil(max(seconds, 1))))
+            told.append((reset_header, b"%ds" % ceil(max(seconds, 1))))
     return told
 
 
@@ -204,6 +211,15 @@ def refusal(rule: Rule, window: Window, total: int, needed: int, wait: float, no
     elif rule.alerts:
         made.ran_out = rule.id, window.key
     return made
+
+
+@lru_cache(maxsize=16384)
+def _window_of(key: str, window: str, zone: str, minute: int) -> Window:
+    """The window of the calendar that holds a minute of the epoch; that of calls at a time, which has no end."""
+    if window == "none":
+        return Window(key)
+    start, end = calendar_window(window, zone, minute)
+    return Window(f"{key}:{int(start)}", ends=end)
 
 
 @lru_cache(maxsize=4096)

@@ -115,7 +115,7 @@ class Tally:
         values[COUNT] += 1
         values[_DURATION.sum] += duration_us
         values[_DURATION.bucket(duration_us)] += 1
-        self._count_address(str(call.address) if call.address is not None else NONE, endpoint, status)
+        self._count_address(call.address_text or NONE, endpoint, status)
 
     def _count_address(self, address: str, endpoint: str, status: int) -> None:
         key = (address, endpoint, status)

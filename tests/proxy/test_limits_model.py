@@ -6,7 +6,7 @@ LIMIT_EXAMPLES=2000 tries as many random orders, others each time.
 import asyncio
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
@@ -317,9 +317,7 @@ class BothEngines(RuleBasedStateMachine):
         return f"{limit.describe()} is reached: {left} left, this call needs {estimate.of(limit.metric)}." in text
 
     def changed(self, number, **fields):
-        old = self.limits[number]
-        known = {name: getattr(old, name) for name in Rule.__dataclass_fields__}
-        return Rule(**{**known, **fields})
+        return replace(self.limits[number], **fields)
 
     def is_known(self, call):
         """Whether a counter still knows a call: those of windows long past are forgotten."""

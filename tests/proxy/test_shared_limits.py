@@ -303,7 +303,8 @@ async def test_s6_what_runs_is_held_again_in_a_redis_that_lost_everything(worker
 @pytest.mark.parametrize("told", ["before Redis stopped", "while it was stopped"])
 async def test_u6_an_end_whose_confirmation_got_lost_counts_once(worker, redis_server, told):
     limits = await worker()
-    rules = rule("tokens", "day", amount=1000), rule(id=2, amount=10), rule(**CONCURRENT, id=3, amount=2)
+    # The last one is full: its end is told at once.
+    rules = rule("tokens", "day", amount=1000), rule(id=2, amount=10), rule(**CONCURRENT, id=3, amount=1)
     reservation = await reserve(limits, *rules, tokens=100)
     if told == "while it was stopped":
         redis_server.pause()
@@ -318,6 +319,32 @@ async def test_u6_an_end_whose_confirmation_got_lost_counts_once(worker, redis_s
     await limits._ask("PING")
     assert await limits.held() == {}
     assert [await limits.total(limit, "") for limit in rules] == [30, 1, 0]
+    assert limits._untold == []
+
+
+async def test_u6_an_end_that_waits_to_be_told_is_not_lost_with_the_connection(worker):
+    limits = await worker()
+    rules = rule("tokens", "day", amount=1000), rule(**CONCURRENT, id=2, amount=10)
+    reservation = await reserve(limits, *rules, tokens=100)
+    limits.settle(reservation, Amounts(30))
+    assert len(limits._untold) == 1
+    limits._lost("the connection broke")
+    await connected(limits)
+    await limits._ask("PING")
+    assert [await limits.total(limit, "") for limit in rules] == [30, 0]
+    assert limits._untold == []
+
+
+@pytest.mark.parametrize(("amount", "waits"), [(1, False), (2, True)])
+async def test_an_end_waits_for_what_is_sent_next_only_where_there_is_room(worker, redis_server, amount, waits):
+    limits = await worker()
+    limit = rule(**CONCURRENT, amount=amount)
+    limits.settle(await reserve(limits, limit), Amounts())
+    assert bool(limits._untold) is waits
+    other = await worker()
+    async with asyncio.timeout(10):
+        while await other.held():  # this one sends nothing more by itself
+            await asyncio.sleep(0.001)
     assert limits._untold == []
 
 
