@@ -19,6 +19,7 @@ from proxy import (
 )
 from proxy.limits.touched import touched
 from proxy.live.views import live
+from proxy.model_names import are_within
 from proxy.record_errors import error_words
 from tenants import sign_in
 from tenants.urls import urls as people_and_keys
@@ -32,7 +33,9 @@ handler403 = error_pages.forbidden
 handler404 = error_pages.not_found
 handler500 = error_pages.server_error
 
-known = Known(key_pages.model_names, key_pages.example_for, partial(key_pages.facts_of, count=counters.counted))
+known = Known(
+    key_pages.model_names, key_pages.example_for, partial(key_pages.facts_of, count=counters.counted), are_within
+)
 bars_of = partial(limit_pages.bars_of, count=counters.counted)
 
 urlpatterns = [

@@ -1,7 +1,9 @@
 """Names of models (ollama-api §6): one canonical form decides access, price, label and what is sent. Pure."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
 
 DEFAULT_HOST = "registry.ollama.ai"
@@ -82,3 +84,17 @@ def canonical_pattern(pattern: str) -> str:
         return parse(text).canonical
     except InvalidModelName:
         return text
+
+
+def are_within(names: Collection[str], bounds: Collection[str]) -> bool:
+    """Whether an allow-list allows nothing that another does not; that of patterns only where it is plain to see."""
+    wide = [canonical_pattern(bound) for bound in bounds]
+    return bool(names) and all(any(_is_within(canonical_pattern(name), bound) for bound in wide) for name in names)
+
+
+def _is_within(name: str, bound: str) -> bool:
+    if name == bound:
+        return True
+    # What a * matches may be a wildcard in its turn; what a ? or [ matches, or is between brackets, may not.
+    both_plain = "[" not in name and "?" not in bound and "[" not in bound
+    return fnmatchcase(name, bound) and (both_plain or not any(char in name for char in "*?["))

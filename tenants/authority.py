@@ -1,9 +1,14 @@
 """Who may undo what on a key: what somebody above decided, those below cannot lift."""
 
+from collections.abc import Callable, Collection
 from typing import Any
 
 from tenants.models import ApiKey, Authority, Role, User
 
+# What bounds a key: each has a column beside it, `…_by`, of who set it.
+BOUNDS = ("max_output_tokens", "models_allowed", "expires_at")
+# Whether an allow-list of models allows nothing that another does not: proxy/model_names.py says.
+AreWithin = Callable[[Collection[str], Collection[str]], bool]
 _RANKS = {Authority.PERSON: 1, Authority.OWNER: 2, Authority.ADMINISTRATOR: 3}
 
 
@@ -34,18 +39,21 @@ def switch(key: ApiKey, *, on: bool, by: Authority) -> bool:
     return True
 
 
-def may_cap_output(by: Authority, key: ApiKey, tokens: int | None) -> bool:
-    """Whether somebody may set the most tokens of an answer to this; None lifts it."""
-    present = key.max_output_tokens
-    if present is None or may_undo(by, key.max_output_tokens_by):
+def may_bound(by: Authority, key: ApiKey, column: str, value: Any, are_within: AreWithin) -> bool:
+    """Whether somebody may set a column of BOUNDS to this; what is empty lifts it."""
+    present = getattr(key, column)
+    if not present or value == present or may_undo(by, getattr(key, f"{column}_by")):
         return True
-    return tokens is not None and tokens <= present
+    if not value:
+        return False
+    return are_within(value, present) if column == "models_allowed" else value <= present
 
 
-def capped(key: ApiKey, tokens: int | None, by: Authority) -> dict[str, Any]:
-    """The columns of a key whose most tokens are set to what `may_cap_output` allows."""
-    if tokens == key.max_output_tokens:
+def bounded(key: ApiKey, column: str, value: Any, by: Authority) -> dict[str, Any]:
+    """The columns of a key one of whose bounds is set to what `may_bound` allows."""
+    present, decided_by = getattr(key, column), getattr(key, f"{column}_by")
+    if value == present:
         return {}
-    # Lowered by somebody below: whoever set it goes on to be the one who can raise it.
-    stays = key.max_output_tokens is not None and not may_undo(by, key.max_output_tokens_by)
-    return {"max_output_tokens": tokens, "max_output_tokens_by": key.max_output_tokens_by if stays else by}
+    # Tightened by somebody below: whoever set it goes on to be the one who can lift it.
+    stays = present and not may_undo(by, decided_by)
+    return {column: value, f"{column}_by": decided_by if stays else by}

@@ -9,7 +9,7 @@ from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
 from django.utils import timezone
 
-from tenants.authority import capped, may_cap_output
+from tenants.authority import BOUNDS, AreWithin, bounded, may_bound, may_undo
 from tenants.models import ApiKey, Authority, LatencyClass, Membership, Role, Tenant, User
 from tenants.models.people import WEIGHTS
 
@@ -104,12 +104,14 @@ class KeyForm(forms.Form):
         key: ApiKey | None = None,
         is_bound: bool = False,
         by: Authority = Authority.PERSON,
+        are_within: AreWithin,
         **kwargs: Any,
     ) -> None:
         """`is_bound`: which models the key is for, and until when, is not for this person to change. `by`: their
         authority over a key that there is."""
         self.key = key
         self.by = by
+        self.are_within = are_within
         self.names = sorted({*names, *(name for name in (key.models_allowed if key else ()) if not _is_pattern(name))})
         if key is not None:
             kwargs["initial"] = {**_initial(key), **kwargs.get("initial", {})}
@@ -123,11 +125,7 @@ class KeyForm(forms.Form):
             del self.fields["tenant"], self.fields["whose"], self.fields["person"]
             if by == Authority.PERSON:
                 del self.fields["weight"]
-            if key.max_output_tokens and not may_cap_output(by, key, None):
-                self.fields["max_output_tokens"].help_text = (
-                    f"{Authority(key.max_output_tokens_by).label.capitalize()} set at most {key.max_output_tokens}; "
-                    "you may only lower it."
-                )
+            self._say_what_others_set(key)
             if is_bound:
                 for name in self.BOUNDS:
                     self.fields.pop(name, None)
@@ -145,6 +143,19 @@ class KeyForm(forms.Form):
         )
         if not owned.exists():
             del self.fields["whose"], self.fields["person"], self.fields["weight"]
+
+    def _say_what_others_set(self, key: ApiKey) -> None:
+        """Where a bound was set by somebody above."""
+        others = [name for name in BOUNDS if getattr(key, name) and not may_undo(self.by, getattr(key, f"{name}_by"))]
+        for column in others:
+            whose = Authority(getattr(key, f"{column}_by")).label.capitalize()
+            if column == "max_output_tokens":
+                self.fields[column].help_text = f"{whose} set at most {key.max_output_tokens}; you may only lower it."
+            elif column == "expires_at":
+                self.fields["expires_on"].help_text = f"{whose} set this day; you may only choose an earlier one."
+            else:
+                advice = f"{whose} set which models it is for; you may only take some away."
+                self.fields["models" if "models" in self.fields else "patterns"].help_text = advice
 
     def clean_expires_on(self) -> date | None:
         day = self.cleaned_data["expires_on"]
@@ -164,13 +175,38 @@ class KeyForm(forms.Form):
             raise ValidationError({"whose": f"Only owners of {tenant} make service keys."})
         if cleaned.get("whose") == "person" and tenant:
             self._clean_person(cleaned.get("person"), tenant)
-        tokens = cleaned.get("max_output_tokens")
-        if self.key is not None and "max_output_tokens" in cleaned and not may_cap_output(self.by, self.key, tokens):
-            decided = Authority(self.key.max_output_tokens_by).label.capitalize()
-            raise ValidationError({
-                "max_output_tokens": f"{decided} set at most {self.key.max_output_tokens}. Give that or less."
-            })  # fmt: skip
+        if self.key is not None and not self.errors:
+            self._clean_bounds(self.key)
         return cleaned
+
+    def _clean_bounds(self, key: ApiKey) -> None:
+        for column, value in self._bounds().items():
+            if may_bound(self.by, key, column, value, self.are_within):
+                continue
+            whose = Authority(getattr(key, f"{column}_by")).label.capitalize()
+            if column == "max_output_tokens":
+                self.add_error(column, f"{whose} set at most {key.max_output_tokens}. Give that or less.")
+            elif column == "expires_at":
+                last = _last_day(key)
+                self.add_error("expires_on", f"{whose} set {last}. Give that or an earlier day, or ask them for more.")
+            else:
+                names = ", ".join(key.models_allowed)
+                self.add_error(
+                    "models" if "models" in self.fields else "patterns",
+                    f"{whose} set that it is for {names}. Choose some of these, or ask them for others.",
+                )
+
+    def _bounds(self) -> dict[str, Any]:
+        """Of authority.BOUNDS, what the form says. What was not touched stays to the second and the letter."""
+        cleaned = self.cleaned_data
+        found = {"max_output_tokens": cleaned["max_output_tokens"]}
+        if "patterns" not in self.fields:
+            return found
+        if self.key is None or {"models", "patterns"} & {*self.changed_data}:
+            found["models_allowed"] = list(dict.fromkeys([*cleaned.get("models", []), *cleaned["patterns"]]))
+        if self.key is None or "expires_on" in self.changed_data:
+            found["expires_at"] = end_of(cleaned["expires_on"])
+        return found
 
     def _clean_person(self, person: User | None, tenant: Tenant) -> None:
         if not self.owned.filter(pk=tenant.pk).exists():
@@ -185,16 +221,12 @@ class KeyForm(forms.Form):
         """Of ApiKey."""
         cleaned = self.cleaned_data
         columns = {name: cleaned[name] for name in ("name", "latency_class", "may_be_in_path")}
-        if self.key is None:
-            columns |= {"max_output_tokens": cleaned["max_output_tokens"], "max_output_tokens_by": self.by}
-        else:
-            columns |= capped(self.key, cleaned["max_output_tokens"], self.by)
+        for name, value in self._bounds().items():
+            columns |= (
+                {name: value, f"{name}_by": self.by} if self.key is None else bounded(self.key, name, value, self.by)
+            )
         if "weight" in self.fields:
             columns["weight"] = cleaned["weight"]
-        if "patterns" in self.fields:
-            names = [*cleaned.get("models", []), *cleaned["patterns"]]
-            columns["models_allowed"] = list(dict.fromkeys(names))
-            columns["expires_at"] = end_of(cleaned["expires_on"])
         return columns
 
 
@@ -269,10 +301,9 @@ class NewAccountForm(forms.ModelForm):
 
 
 def _initial(key: ApiKey) -> dict[str, Any]:
-    end = key.expires_at
     return {
         "name": key.name,
-        "expires_on": timezone.localdate(end - timedelta(microseconds=1)) if end else None,
+        "expires_on": _last_day(key),
         "models": [name for name in key.models_allowed if not _is_pattern(name)],
         "patterns": ", ".join(name for name in key.models_allowed if _is_pattern(name)),
         "max_output_tokens": key.max_output_tokens,
@@ -280,6 +311,10 @@ def _initial(key: ApiKey) -> dict[str, Any]:
         "weight": key.weight,
         "may_be_in_path": key.may_be_in_path,
     }
+
+
+def _last_day(key: ApiKey) -> date | None:
+    return timezone.localdate(key.expires_at - timedelta(microseconds=1)) if key.expires_at else None
 
 
 def _is_pattern(name: str) -> bool:

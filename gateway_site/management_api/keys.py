@@ -20,12 +20,20 @@ from gateway_site.management_api.people import Username
 from gateway_site.management_api.resources import IdempotencyKey, Resource, changing, reading, required
 from gateway_site.management_api.tenants import CachePolicy
 from gateway_site.management_api.tokens import Caller
+from proxy.model_names import are_within
 from tenants import authority
 from tenants.forms import OVERLAPS
 from tenants.keys import issue, rotate_key
 from tenants.models import ApiKey, Authority, Membership, Role, User
 
 LONGEST_OVERLAP = int(max(overlap for _, overlap in OVERLAPS.values()).total_seconds())
+
+# About each of authority.BOUNDS, to those who stand below whoever set it.
+WHAT_ONE_MAY = {
+    "max_output_tokens": "You may lower it; ask them for more.",
+    "models_allowed": "You may take models away; ask them for others.",
+    "expires_at": "You may choose an earlier moment; ask them for a later one.",
+}
 
 PrefixInPath = Annotated[str, Path(pattern=r"^[0-9A-Za-z_-]{1,16}$", description="The part between the underscores.")]
 
@@ -172,7 +180,9 @@ class Keys(Resource):
         if row.expires_at is not None and row.expires_at <= timezone.now():
             raise Invalid("That moment has passed: the key would never work.", field="expires_at")
         by = self._authority(caller, row)
-        row.created_by, row.max_output_tokens_by = caller.user, by
+        row.created_by = caller.user
+        for name in authority.BOUNDS:
+            setattr(row, f"{name}_by", by)
         row.switched_off_by = "" if row.enabled else by
         made = issue(row)
         return Status(201, self._with_secret(made.row, made.clear_text))
@@ -181,10 +191,13 @@ class Keys(Resource):
         columns = self.columns(caller, given)
         self.may_change(caller, row, columns)
         by = self._authority(caller, row)
-        if "max_output_tokens" in columns:
-            if not authority.may_cap_output(by, row, columns["max_output_tokens"]):
-                raise Forbidden("Somebody above you set the most tokens of an answer: you may lower it.")
-            columns |= authority.capped(row, columns.pop("max_output_tokens"), by)
+        for name, advice in WHAT_ONE_MAY.items():
+            if name in columns:
+                value = columns.pop(name)
+                if not authority.may_bound(by, row, name, value, are_within):
+                    whose = Authority(getattr(row, f"{name}_by")).label.capitalize()
+                    raise Forbidden(f"{whose} set this. {advice}", field=name)
+                columns |= authority.bounded(row, name, value, by)
         if (enabled := columns.pop("enabled", None)) is not None:
             if not authority.switch(row, on=enabled, by=by):
                 raise Forbidden("Somebody above you switched this key off. Ask them.")

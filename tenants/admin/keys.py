@@ -15,7 +15,7 @@ from django.utils.safestring import SafeString
 
 from tenants import shown_once
 from tenants.administering import apply, ask, badge, moment, showing_secret
-from tenants.authority import switched
+from tenants.authority import BOUNDS, switched
 from tenants.keys import issue, rotate_key
 from tenants.models import ApiKey, Authority
 
@@ -89,13 +89,14 @@ class ApiKeyAdmin(admin.ModelAdmin):
             },
         ),
         ("What is known of it", {"fields": ["shown_prefix", "state", "imported", "last_use", *(
-            "switched_off_by", "max_output_tokens_by", "previous_expires_at", "revoked_at", "created_at", "created_by",
+            "switched_off_by", "expires_at_by", "models_allowed_by", "max_output_tokens_by", "previous_expires_at",
+            "revoked_at", "created_at", "created_by",
         )]}),
     ]  # fmt: skip
     actions = ["enable", "disable", "revoke"]
     KNOWN = (
-        "shown_prefix", "state", "imported", "last_use", "switched_off_by", "max_output_tokens_by",
-        "previous_expires_at", "revoked_at", "created_at", "created_by",
+        "shown_prefix", "state", "imported", "last_use", "switched_off_by", "expires_at_by", "models_allowed_by",
+        "max_output_tokens_by", "previous_expires_at", "revoked_at", "created_at", "created_by",
     )  # fmt: skip
     # They cost the operator money, or change models for everybody.
     RIGHTS_OF_SUPERUSERS = ("may_manage", "may_use_cloud")
@@ -133,8 +134,9 @@ class ApiKeyAdmin(admin.ModelAdmin):
     def save_model(self, request: HttpRequest, obj: ApiKey, form: forms.ModelForm, change: bool) -> None:
         if "enabled" in form.changed_data:
             obj.switched_off_by = "" if obj.enabled else Authority.ADMINISTRATOR
-        if "max_output_tokens" in form.changed_data:
-            obj.max_output_tokens_by = Authority.ADMINISTRATOR
+        for name in BOUNDS:
+            if name in form.changed_data:
+                setattr(obj, f"{name}_by", Authority.ADMINISTRATOR)
         if change:
             super().save_model(request, obj, form, change)
             return

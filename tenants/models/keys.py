@@ -18,6 +18,19 @@ def validate_model_names(value: object) -> None:
         raise ValidationError('Write a list of names or patterns, e.g. ["llama3.2", "qwen3:*"].')
 
 
+def bounded_by(help_text: str) -> models.CharField:
+    """Who set the column before it, where that bounds the key (tenants/authority.py)."""
+    return models.CharField(
+        max_length=13,
+        choices=Authority,
+        # The strictest: whoever writes rows without saying so is an administrator's program.
+        default=Authority.ADMINISTRATOR,
+        db_default=Authority.ADMINISTRATOR,
+        editable=False,
+        help_text=help_text,
+    )
+
+
 class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
     def visible_to(self, user: User) -> Self:
         """What a person sees and manages: all keys of the tenants they own, their own where they are a member."""
@@ -73,6 +86,7 @@ class ApiKey(Audited):
         help_text="Only they, and those above them, switch it on again. Empty while it is off: an administrator.",
     )
     expires_at = models.DateTimeField(null=True, blank=True, help_text="Empty: never.")
+    expires_at_by = bounded_by("Whoever stands below them may have it expire earlier, not later.")
     revoked_at = models.DateTimeField(null=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
     created_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, editable=False, related_name="+")
@@ -83,6 +97,7 @@ class ApiKey(Audited):
         validators=[validate_model_names],
         help_text='Names or patterns, e.g. ["llama3.2", "qwen3:*"]. Empty: all models of the gateway.',
     )
+    models_allowed_by = bounded_by("Whoever stands below them may take models away, not add any.")
     may_infer = models.BooleanField("may generate", default=True, help_text="Generate, chat and embed.")
     may_list = models.BooleanField(default=True, help_text="List models and show what they are.")
     may_manage = models.BooleanField(
@@ -101,15 +116,7 @@ class ApiKey(Audited):
         validators=[MinValueValidator(1)],
         help_text="The most tokens one call may generate. Empty: the gateway's maximum.",
     )
-    max_output_tokens_by = models.CharField(
-        max_length=13,
-        choices=Authority,
-        # The strictest: whoever writes rows without saying so is an administrator's program.
-        default=Authority.ADMINISTRATOR,
-        db_default=Authority.ADMINISTRATOR,
-        editable=False,
-        help_text="Whoever stands below them may lower the most tokens, not raise it.",
-    )
+    max_output_tokens_by = bounded_by("Whoever stands below them may lower the most tokens, not raise it.")
     latency_class = models.CharField(
         max_length=11,
         choices=LatencyClass,
@@ -158,7 +165,12 @@ class ApiKey(Audited):
                 condition=Q(cache_policy__in=("", *CachePolicy.values)), name="key_cache_policy_known"
             ),
             models.CheckConstraint(
-                condition=Q(switched_off_by__in=("", *Authority.values)) & Q(max_output_tokens_by__in=Authority.values),
+                condition=Q(
+                    switched_off_by__in=("", *Authority.values),
+                    expires_at_by__in=Authority.values,
+                    models_allowed_by__in=Authority.values,
+                    max_output_tokens_by__in=Authority.values,
+                ),
                 name="key_authorities_known",
             ),
         ]

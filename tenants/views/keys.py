@@ -14,7 +14,7 @@ from django.urls import URLPattern, path
 from django.views.decorators.http import require_POST, require_safe
 
 from tenants import authority, rate_limits, shown_once
-from tenants.authority import authority_in, may_undo
+from tenants.authority import AreWithin, authority_in, may_undo
 from tenants.forms import KeyForm, RotationForm
 from tenants.keys import create_key, rotate_key
 from tenants.models import ApiKey, Authority, User
@@ -35,6 +35,7 @@ class Known:
     model_names: Callable[[], list[str]]
     example_for: Callable[[ApiKey], str]  # a model that a key may use, or ""
     facts_of: Callable[[ApiKey], object]
+    are_within: AreWithin
 
 
 def urls(known: Known) -> list[URLPattern]:
@@ -74,7 +75,13 @@ def new(request: PersonRequest, known: Known) -> HttpResponse:
     tenants = request.user.tenants_for_keys().filter(enabled=True)
     if not tenants.exists():
         raise PermissionDenied("Your tenant is switched off: its keys would not work. Ask an administrator.")
-    form = KeyForm(request.POST or None, names=known.model_names(), tenants=tenants, owned=request.user.tenants_owned())
+    form = KeyForm(
+        request.POST or None,
+        names=known.model_names(),
+        tenants=tenants,
+        owned=request.user.tenants_owned(),
+        are_within=known.are_within,
+    )
     if request.method == "POST" and form.is_valid():
         tenant = form.cleaned_data["tenant"]
         form.by = authority_in(request.user, tenant.pk)
@@ -136,6 +143,7 @@ def edit(request: PersonRequest, known: Known, prefix: str) -> HttpResponse:
         key=key,
         is_bound=key.has_rights_of_superusers and not request.user.is_superuser,
         by=authority_in(request.user, key.tenant_id),
+        are_within=known.are_within,
     )
     if request.method == "POST" and form.is_valid():
         columns = form.columns()

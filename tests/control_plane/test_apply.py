@@ -298,6 +298,16 @@ def test_what_an_entry_does_not_say_stays(apply, acme):
 
 
 @pytest.mark.django_db
+def test_what_a_file_bounds_on_a_key_is_an_administrators(apply, acme, bob):
+    key = make_key(acme, "ci", user=bob, models_allowed=["qwen3:*"], models_allowed_by="person").row
+    ApiKey.objects.update(expires_at_by="person", max_output_tokens_by="person")
+    apply("tenants:\n- name: acme\nkeys:\n- {tenant: acme, name: ci, models: ['qwen3:8b'], expires: 2099-06-15}\n")
+    key.refresh_from_db()
+    assert (key.models_allowed, key.models_allowed_by) == (["qwen3:8b"], "administrator")
+    assert (key.expires_at_by, key.max_output_tokens_by) == ("administrator", "person")
+
+
+@pytest.mark.django_db
 def test_a_secret_is_taken_from_where_the_file_says(apply, acme, monkeypatch):
     prefix, ours = make_clear_text()
     theirs = "ahP7DieD7rNpTUa6No--iJpOaXY3TDK8dIjKg0cp-hI="
@@ -662,7 +672,7 @@ NOT_DECLARED = {
     User: {"password", "last_login", "date_joined", "is_staff", "is_superuser"},
     ApiKey: {
         "digest", "previous_digest", "previous_expires_at", "imported", "switched_off_by", "revoked_at", "created_at",
-        "created_by", "max_output_tokens_by",
+        "created_by", "expires_at_by", "models_allowed_by", "max_output_tokens_by",
     },
     Backend: {
         "archived_at", "created_at", "set_by_environment", "credential_encrypted", "client_key_encrypted",

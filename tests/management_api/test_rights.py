@@ -264,3 +264,39 @@ def test_changes_are_audited_as_the_users_by_the_api(alice, acme, program):
     entry = AuditEntry.objects.filter(object_repr__contains=made["prefix"]).latest("id")
     assert (entry.actor, entry.via, entry.remote_addr) == (alice, "api", "127.0.0.1")
     assert made["key"] not in str(entry.changes)
+
+
+@pytest.mark.parametrize(("by", "who", "holds"), [
+    ("administrator", "bob", True), ("administrator", "alice", True), ("owner", "bob", True),
+    ("owner", "alice", False), ("person", "bob", False),
+])  # fmt: skip
+@pytest.mark.parametrize(("field", "present", "looser", "tighter"), [
+    ("models_allowed", ["llama3.2", "qwen3:*"], ["llama3.2", "mistral"], ["qwen3:8b"]),
+    ("models_allowed", ["llama3.2", "qwen3:*"], [], ["llama3.2:latest"]),
+    ("expires_at", "2099-06-15T10:30:00Z", "2099-06-15T10:30:01Z", "2099-06-15T10:29:59Z"),
+    ("expires_at", "2099-06-15T10:30:00Z", None, "2099-06-15T10:30:00Z"),
+    ("max_output_tokens", 500, None, 499),
+])  # fmt: skip
+def test_t6_what_somebody_above_set_on_a_key_is_tightened_and_not_lifted(
+    acme, bob, request, program, by, who, holds, field, present, looser, tighter
+):
+    key = make_key(acme, user=bob, **{field: present}).row
+    ApiKey.objects.update(**{f"{field}_by": by})
+    theirs = program(request.getfixturevalue(who))
+    refused = theirs.patch(f"keys/{key.prefix}", {field: looser})
+    if not holds:
+        assert refused.status_code == 200
+        return
+    assert error(refused, 403) == ("not_permitted", field)
+    assert "ask them for" in refused.json()["error"]["message"]
+    assert theirs.patch(f"keys/{key.prefix}", {"name": "renamed", field: tighter}).status_code == 200
+    assert getattr(ApiKey.objects.get(), f"{field}_by") == by
+    assert error(theirs.patch(f"keys/{key.prefix}", {field: present}), 403)[1] == field if tighter != present else True
+
+
+def test_a_key_made_by_the_api_is_bounded_by_who_made_it(bob, alice, acme, program):
+    body = {"tenant": "acme", "user": "bob", "name": "k", "models_allowed": ["qwen3:*"]}
+    made = program(alice).post("keys", body).json()["prefix"]
+    assert error(program(bob).patch(f"keys/{made}", {"models_allowed": []}), 403)[1] == "models_allowed"
+    mine = program(bob).post("keys", body).json()["prefix"]
+    assert program(bob).patch(f"keys/{mine}", {"models_allowed": []}).status_code == 200

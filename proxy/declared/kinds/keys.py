@@ -50,17 +50,18 @@ class Keys(Kind):
         return self._existing(entry, self._secret)
 
     def fill(self, row: ApiKey, entry: Entry) -> None:
-        before = (row.user, row.enabled, row.max_output_tokens)
+        user, enabled, bounds = row.user, row.enabled, {name: getattr(row, name) for name in authority.BOUNDS}
         self.set(row, {name: value for name, value in entry.values.items() if name != "prefix" or row.pk is None})
         self._give(row, entry, self._secret)
-        if row.user is not None and (row.pk is None or row.user != before[0]):
+        if row.user is not None and (row.pk is None or row.user != user):
             self._check_member(row, row.user, entry)
         if row.pk is None and row.expires_at and row.expires_at <= timezone.now():
             raise Wrong("expires: that moment has passed, the key would never work.", entry.line_of("expires"))
-        if row.enabled != before[1]:
+        if row.enabled != enabled:
             row.switched_off_by = authority.switched(on=row.enabled, by=Authority.ADMINISTRATOR)["switched_off_by"]
-        if row.max_output_tokens != before[2]:
-            row.max_output_tokens_by = Authority.ADMINISTRATOR
+        for name, before in bounds.items():
+            if getattr(row, name) != before:
+                setattr(row, f"{name}_by", Authority.ADMINISTRATOR)
 
     def _give(self, row: ApiKey, entry: Entry, secret: str | bytes | None) -> None:
         accepted = digests(secret) if isinstance(secret, str) else [secret]
