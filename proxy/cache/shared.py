@@ -1,8 +1,8 @@
 """Kept answers in Redis, behind those in memory: for all processes, and after a restart.
 
-No call depends on it: a look-up that is not answered within the patience of a call is a miss, and while Redis does not
-answer nobody asks it. What is stored is sealed with a key of this installation (AES-GCM, bound to the name under which
-it stands): Redis can neither read nor swap nor make up answers, and two installations can share one.
+No call depends on it: a look-up that is not answered within the patience of a call is a miss, and until that answer
+comes nobody asks for another. What is stored is sealed with a key of this installation (AES-GCM, bound to the name
+under which it stands): Redis can neither read nor swap nor make up answers, and two installations can share one.
 """
 
 import asyncio
@@ -12,6 +12,8 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import hiredis
 from cryptography.exceptions import InvalidTag
@@ -23,7 +25,7 @@ from proxy.limits.connection import Connection, RedisAway
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.5
-# Of the connection, before it is given up: a large answer takes longer to send than a call would wait.
+# Of the connection, before it is given up: a large answer takes longer on its way than a call would wait.
 CONNECTION_PATIENCE = 2.0
 # Bytes that are on their way to Redis; beyond them nothing is stored.
 MAX_UNSENT = 16 << 20
@@ -49,6 +51,8 @@ class SharedStore:
         self._task: asyncio.Task[None] | None = None
         self._full_until = 0.0
         self._lost = asyncio.Event()
+        # The last look-up that was not answered in time, until it is.
+        self._late: asyncio.Future[Any] | None = None
         self._purging: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -63,23 +67,32 @@ class SharedStore:
 
     @property
     def usable(self) -> bool:
-        return not self.problem
+        return not self.problem and self._late is None
 
     async def get(self, names: Sequence[str]) -> list[Entry | None]:
         """Never fails: what cannot be had in time is not there."""
         connection = self._connection
-        if connection is None or self.problem or not names:
+        if connection is None or not self.usable or not names:
             return [None] * len(names)
         try:
+            asked = connection.ask("MGET", *names)
             async with asyncio.timeout(self.patience):
-                found = await connection.ask("MGET", *names)
+                found = await asyncio.shield(asked)
         except TimeoutError:
-            self._give_up("it did not answer in time", connection)
+            # It may hang, or much may be on its way: the connection finds out.
+            self._late = asked
+            asked.add_done_callback(partial(self._came, connection))
         except (RedisAway, hiredis.HiredisError) as exc:
             self._give_up(str(exc), connection)
         else:
             return [self._opened(name, sealed) for name, sealed in zip(names, found, strict=True)]
         return [None] * len(names)
+
+    def _came(self, connection: Connection, asked: asyncio.Future[Any]) -> None:
+        if self._late is asked:
+            self._late = None
+        if (problem := asked.exception()) is not None:
+            self._give_up(str(problem), connection)
 
     def put(self, name: str, entry: Entry, ttl_seconds: float) -> None:
         """Sends it and does not wait; where that cannot be, it is not stored."""
@@ -152,12 +165,20 @@ class SharedStore:
         connection.abort()
         self._lost.set()
 
+    async def _connected(self) -> Connection:
+        connection = await Connection.open(self.url, CONNECTION_PATIENCE)
+        try:
+            await connection.ask("PING")
+        except (RedisAway, hiredis.HiredisError):
+            connection.abort()
+            raise
+        return connection
+
     async def _keep_for_ever(self) -> None:
         while True:
             try:
                 self._lost.clear()
-                connection = await Connection.open(self.url, CONNECTION_PATIENCE)
-                await connection.ask("PING")
+                connection = await self._connected()
                 if self.problem and self.problem != "not connected yet":
                     logger.warning("Redis answers again: kept answers are shared")
                 self._connection, self.problem = connection, ""

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 import pytest_asyncio
 
+from proxy.cache import shared
 from proxy.cache.entries import Entry
 from proxy.cache.policy import NO_PURGES
 from proxy.cache.shared import SharedStore
@@ -183,6 +184,52 @@ async def test_a_hung_redis_costs_a_call_no_more_than_its_patience(redis):
         while not store.usable:
             await asyncio.sleep(0.01)
     await store.close()
+
+
+async def test_a_look_up_that_comes_late_costs_itself_and_not_the_connection(redis, monkeypatch):
+    """Vectors of a hundred inputs may take longer on their way than a call waits, and Redis be well all the time."""
+    monkeypatch.setattr(shared, "CONNECTION_PATIENCE", 60.0)
+    store = SharedStore(redis.url, b"s" * 32, 0.05)
+    store.start()
+    entry = Entry(b"body", False, b"application/json", "m", "m:latest", "d", "t1", 1.0)
+    async with asyncio.timeout(30):
+        while not store.usable:
+            await asyncio.sleep(0.01)
+        store.put("late", entry, 60)
+        connection = store._connection
+        redis.pause()
+        try:
+            assert await store.get(["late"]) == [None]
+            assert not store.usable, "nobody else waits meanwhile"
+        finally:
+            redis.resume()
+        while not store.usable:
+            await asyncio.sleep(0.01)
+        assert store._connection is connection
+        assert await store.get(["late"]) == [entry]
+    await store.close()
+
+
+async def test_connections_that_cannot_be_used_are_closed(monkeypatch):
+    """A Redis that wants a password, or that is loading, refuses the first command of each."""
+    monkeypatch.setattr(shared, "RETRY_SECONDS", 0.01)
+    redis = RedisServer().start()
+    store = SharedStore(redis.url, b"s" * 32, 0.05)
+    try:
+        with redis.client() as client:
+            client.config_set("requirepass", "secret")
+            client.execute_command("AUTH", "secret")
+            before = client.info()["total_connections_received"]
+            store.start()
+            async with asyncio.timeout(30):
+                while client.info()["total_connections_received"] < before + 20:
+                    await asyncio.sleep(0.02)
+                while client.info()["connected_clients"] > 4:
+                    await asyncio.sleep(0.02)
+            assert "NOAUTH" in store.problem
+    finally:
+        await store.close()
+        redis.remove()
 
 
 async def test_a_full_redis_still_gives_what_it_has(redis):
