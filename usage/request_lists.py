@@ -268,7 +268,8 @@ def _of_key(scope: Scope, column: str, **wanted: object) -> Q:
     """The records that have a column as a key of the scope has it; if it has none such, none, and nothing is looked
     through for them."""
     of_key = "pk" if column == "api_key" else column
-    value = ApiKey.objects.filter(scope.rows, **wanted).values_list(of_key, flat=True).first()
+    keys = scope.rows if scope.keys is None else scope.keys
+    value = ApiKey.objects.filter(keys, **wanted).values_list(of_key, flat=True).first()
     return Q(**{column: value}) if value else Q(pk__in=())
 
 

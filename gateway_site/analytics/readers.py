@@ -80,7 +80,8 @@ def _of_key(key: Key) -> Reader:
     user = User.objects.filter(pk=key.user_id).first() if key.user_id else None
     # A place in the network is many people's: what one of them wrote is not for the others.
     own = None if key.acting else texts.readable(rows, rows, may_read_others=False)
-    return Reader(f"key: {key.prefix}", user, Scope("key", label, rows), own)
+    keys = None if key.user_id else Q(pk=key.id)
+    return Reader(f"key: {key.prefix}", user, Scope("key", label, rows, keys), own)
 
 
 def _key(request: HttpRequest, *, brings_key: bool) -> Key:

@@ -87,6 +87,13 @@ async def test_t1_a_key_sees_the_calls_of_its_user_or_its_own(gateway):
             assert "canary" not in text
 
 
+async def test_a_service_key_finds_itself_by_its_prefix_and_no_other(gateway):
+    (result,) = await found(gateway, gateway.service, f"?key={gateway.service_row.prefix}")
+    assert result["id"] == str(gateway.calls["service"])
+    for query in (f"?key={gateway.bobs.split('_')[1]}", "?key=nobodys"):
+        assert await found(gateway, gateway.service, query) == []
+
+
 async def test_the_fields_are_those_of_the_docs(gateway):
     (result,) = await found(gateway, gateway.bobs)
     assert list(result) == documented("/analytics/search")

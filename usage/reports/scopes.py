@@ -9,11 +9,13 @@ from tenants.models import Role, User
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """One's own usage, a whole tenant's, or all tenants'. `rows` fits roll-ups and records alike."""
+    """One's own usage, a whole tenant's, or all tenants'. `rows` fits roll-ups and records alike, and the keys that
+    they are of, unless `keys` does."""
 
     slug: str
     label: str
     rows: Q
+    keys: Q | None = None
 
 
 def scopes(user: User) -> list[Scope]:
