@@ -12,6 +12,7 @@ from django.utils import timezone
 from tenants.authority import BOUNDS, AreWithin, bounded, may_bound, may_undo
 from tenants.models import ApiKey, Authority, LatencyClass, Membership, Role, Tenant, User
 from tenants.models.people import WEIGHTS
+from tenants.moments import LAST_DAY
 
 # Of the key before, after a rotation.
 OVERLAPS = {
@@ -47,6 +48,7 @@ class KeyForm(forms.Form):
     expires_on = forms.DateField(
         label="Expires after",
         required=False,
+        validators=[LAST_DAY],
         widget=forms.DateInput(attrs={"type": "date"}),
         help_text="It works until the end of this day. Empty: until it is revoked.",
     )

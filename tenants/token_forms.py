@@ -10,6 +10,7 @@ from django.utils import timezone
 from tenants.forms import end_of
 from tenants.management_tokens import scopes_for, tenants_for
 from tenants.models import Tenant, User
+from tenants.moments import LAST_DAY
 
 # Of a token whose maker does not say otherwise.
 USUAL_LIFE = timedelta(days=90)
@@ -29,6 +30,7 @@ class TokenForm(forms.Form):
     expires_on = forms.DateField(
         label="Expires after",
         required=False,
+        validators=[LAST_DAY],
         widget=forms.DateInput(attrs={"type": "date"}),
         help_text="It works until the end of this day. Empty: until it is revoked.",
     )

@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from tenants.auditing import Audited, change
 from tenants.models.people import WEIGHTS, Authority, CachePolicy, LatencyClass, Tenant, User
+from tenants.moments import validate_moment
 
 
 def validate_model_names(value: object) -> None:
@@ -85,7 +86,7 @@ class ApiKey(Audited):
         editable=False,
         help_text="Only they, and those above them, switch it on again. Empty while it is off: an administrator.",
     )
-    expires_at = models.DateTimeField(null=True, blank=True, help_text="Empty: never.")
+    expires_at = models.DateTimeField(null=True, blank=True, validators=[validate_moment], help_text="Empty: never.")
     expires_at_by = bounded_by("Whoever stands below them may have it expire earlier, not later.")
     revoked_at = models.DateTimeField(null=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)

@@ -10,6 +10,7 @@ from django.utils import timezone
 
 from tenants.auditing import Audited, change
 from tenants.models.people import Tenant, User
+from tenants.moments import validate_moment
 
 # What a token may be used for, as far as its user may do it. The word after the colon is always "write".
 SCOPES = {
@@ -57,7 +58,7 @@ class ManagementToken(Audited):
         related_name="+",
         help_text="It reaches this tenant alone. Empty: all that its user reaches.",
     )
-    expires_at = models.DateTimeField(null=True, blank=True, help_text="Empty: never.")
+    expires_at = models.DateTimeField(null=True, blank=True, validators=[validate_moment], help_text="Empty: never.")
     revoked_at = models.DateTimeField(null=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
     created_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, editable=False, related_name="+")

@@ -13,6 +13,7 @@ from tenants import money
 from tenants.auditing import Audited
 from tenants.models.keys import ApiKey
 from tenants.models.people import Tenant, User
+from tenants.moments import validate_moment
 
 
 def validate_network(value: str) -> None:
@@ -50,7 +51,7 @@ class IPRule(Audited):
         help_text="Whether the owners of the tenant made it, and may delete it. Theirs are a scope of their own beside "
         "those of administrators: an address must pass both, so theirs can only tighten.",
     )
-    expires_at = models.DateTimeField(null=True, blank=True)
+    expires_at = models.DateTimeField(null=True, blank=True, validators=[validate_moment])
     note = models.CharField(max_length=200, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -138,7 +139,11 @@ class Limit(Audited):
         help_text="Holds in place of the amount until the moment below.",
     )
     override_until = models.DateTimeField(
-        "until", null=True, blank=True, help_text="From then on the amount above holds again."
+        "until",
+        null=True,
+        blank=True,
+        validators=[validate_moment],
+        help_text="From then on the amount above holds again.",
     )
     alert = models.BooleanField(
         "alerts",

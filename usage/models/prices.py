@@ -5,6 +5,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from tenants.auditing import Audited
+from tenants.moments import validate_moment
 
 
 class Price(Audited):
@@ -17,7 +18,7 @@ class Price(Audited):
     gpu_second_nano = models.PositiveBigIntegerField("nano-units per GPU-second", default=0)
     kwh_nano = models.PositiveBigIntegerField("nano-units per kWh", default=0)
     watts = models.PositiveIntegerField("watts while generating", default=0)
-    valid_from = models.DateTimeField(default=timezone.now)
+    valid_from = models.DateTimeField(default=timezone.now, validators=[validate_moment])
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

@@ -4,11 +4,13 @@ from datetime import datetime
 from uuid import UUID
 
 from django.contrib.auth.decorators import login_required
+from django.core.exceptions import ValidationError
 from django.http import Http404, HttpResponse
 from django.shortcuts import render
 from django.utils.dateparse import parse_datetime
 from django.views.decorators.http import require_http_methods, require_POST
 
+from tenants.moments import validate_moment
 from tenants.requests import PersonRequest
 from usage import texts
 from usage.views.scoped import record_scopes
@@ -43,6 +45,9 @@ def _moment(value: str) -> datetime | None:
     """As the page wrote it; anything else is no bound."""
     try:
         at = parse_datetime(value)
-    except ValueError:
+        if at is None or at.tzinfo is None:
+            return None
+        validate_moment(at)
+    except (ValueError, ValidationError):
         return None
-    return at if at is not None and at.tzinfo is not None else None
+    return at
