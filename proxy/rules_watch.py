@@ -24,6 +24,7 @@ from proxy.default_models import CHAT, EMBEDDING
 from proxy.ip_rules import normalised
 from proxy.limits import recorded
 from proxy.limits.compiling import compiled
+from proxy.limits.subjects import LimitRow
 from proxy.model_names import canonical_pattern
 from proxy.models import Backend as BackendModel
 from proxy.models import (
@@ -64,6 +65,9 @@ class RulesWatch:
         self._listener: Any = None
         self._failing = False
         self._recorded_at = 0.0
+        self._summing: threading.Thread | None = None
+        # What the roll-ups said last, and of which limits.
+        self._summed: tuple[Sequence[LimitRow], Mapping[str, int]] | None = None
         # Monotonic time of the last answer of the database; how old the rules may be is judged by it.
         self.last_contact = 0.0
         self._thread = threading.Thread(target=self._run, name="rules", daemon=True)
@@ -115,14 +119,33 @@ class RulesWatch:
             tables = self._read()
             self._tables, self._loaded = tables, True
             self._changed(tables)
-        elif time.monotonic() - self._recorded_at > RECORDED_SECONDS:
-            used = self._recorded(self._tables)
-            if used != self._tables.recorded:
-                self._tables = replace(self._tables, recorded=used)
-                self._changed(self._tables)
+        else:
+            self._hear_of_use()
         if self._failing:
             logger.warning("The database answers again")
             self._failing = False
+
+    def _hear_of_use(self) -> None:
+        """Has what was used added up now and then, in a thread of its own: no revocation waits for a month's sums."""
+        summed, self._summed = self._summed, None
+        if summed is not None and summed[0] is self._tables.limits and summed[1] != self._tables.recorded:
+            self._tables = replace(self._tables, recorded=summed[1])
+            self._changed(self._tables)
+        is_at_it = self._summing is not None and self._summing.is_alive()
+        if not is_at_it and time.monotonic() - self._recorded_at > RECORDED_SECONDS:
+            self._recorded_at = time.monotonic()
+            arguments = (self._tables.limits,)
+            self._summing = threading.Thread(target=self._sum_up, args=arguments, name="what was used", daemon=True)
+            self._summing.start()
+
+    def _sum_up(self, limits: Sequence[LimitRow]) -> None:
+        try:
+            self._summed = limits, recorded.read(limits, self._zone, time.time(), self._using)
+        except Exception as exc:
+            # What was known before stays; in half a minute it is read again (L5).
+            logger.warning("What was used of limits cannot be read (%s)", type(exc).__name__)
+        finally:
+            connections[self._using].close()
 
     def _revisions(self) -> dict[str, int]:
         with connections[self._using].cursor() as cursor:

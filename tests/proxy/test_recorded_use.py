@@ -1,17 +1,24 @@
 """Row U7: a budget goes on where the roll-ups say it stands."""
 
+import queue
+import time
 from datetime import UTC, datetime, timedelta
 
+import psycopg
 import pytest
+from django.db import connections
 
 from proxy import rules_watch
 from proxy.limits import recorded
+from tenants.models import ApiKey, Limit, Tenant
 from tests.factories import make_key, make_limit, make_tenant, make_user
+from tests.live.gateway import use_database
 from tests.proxy.test_limits import rule
 from usage.models import DailyUsage, UsageBucket
 
 NOON = datetime(2026, 3, 29, 12, 0, tzinfo=UTC)
 ZONE = "Europe/Berlin"
+PATIENCE = 30
 
 
 def use(key, day, *, user=None, model="m:latest", requests=1, tokens=10, cost=5):
@@ -91,5 +98,52 @@ def test_u7_what_is_recorded_meanwhile_is_read_again_and_told_once(monkeypatch):
     monkeypatch.setattr(rules_watch, "RECORDED_SECONDS", -1)
     for _ in range(3):
         watch._poll()
+        watch._summing.join(PATIENCE)
     assert [list(tables.recorded.values()) for tables in told] == [[], [70]]
     assert next(iter(told[1].recorded)).startswith(f"{limit.id}:tokens:month:tenant {key.tenant_id}:")
+
+
+@pytest.mark.postgres
+def test_a7_a_revocation_does_not_wait_for_what_was_used(watched, monkeypatch):
+    """Where the sums of a month take their time, or somebody has locked the roll-ups to tidy them up."""
+    monkeypatch.setattr(rules_watch, "RECORDED_SECONDS", 0.0)
+    alias, url = watched
+    tenant = Tenant.objects.using(alias).create(name="one")
+    key = ApiKey.objects.using(alias).create(tenant=tenant, name="one", prefix="x1Y2z3A4", digest=b"d" * 32)
+    Limit.objects.using(alias).create(scope="tenant", tenant=tenant, metric="tokens", window="month", amount=1000)
+    told = queue.SimpleQueue()
+    watch = rules_watch.RulesWatch(told.put, "UTC", alias)
+    with psycopg.connect(url) as other:
+        watch.start()
+        assert not told.get(timeout=PATIENCE).keys[key.pk].revoked
+        other.execute("LOCK TABLE usage_dailyusage IN ACCESS EXCLUSIVE MODE")
+        until(lambda: other.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()[0])
+        began = time.monotonic()
+        ApiKey.objects.using(alias).filter(pk=key.pk).update(revoked_at=datetime.now(UTC))
+        try:
+            while not told.get(timeout=PATIENCE).keys[key.pk].revoked:
+                pass
+            print(f"revoked after {time.monotonic() - began:.2f} s")
+        finally:
+            other.rollback()
+            watch.stop()
+            for thread in (watch._thread, watch._summing):
+                thread.join(PATIENCE)
+
+
+@pytest.fixture
+def watched(postgres_url, django_db_blocker):
+    """(alias, URL) of a database that other threads reach, too."""
+    alias = f"watched-{postgres_url.rpartition('/')[2]}"
+    use_database(alias, postgres_url)
+    with django_db_blocker.unblock():
+        yield alias, postgres_url
+        connections[alias].close()
+    del connections.databases[alias]
+
+
+def until(condition):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.02)
