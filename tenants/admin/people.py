@@ -14,7 +14,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.safestring import SafeString
 
-from tenants import invitations, shown_once
+from tenants import invitations, memberships, shown_once
 from tenants.administering import (
     Archived,
     ArchivingAdmin,
@@ -47,6 +47,12 @@ class MembershipInline(admin.TabularInline):
     extra = 0
 
 
+def say_keys_off(model_admin: admin.ModelAdmin, request: HttpRequest, settled: memberships.Settled) -> None:
+    if settled.keys_off:
+        text = f"Keys of who has none here any more were switched off: {settled.keys_off}."
+        model_admin.message_user(request, text, messages.WARNING)
+
+
 @admin.register(Tenant)
 class TenantAdmin(ArchivingAdmin):
     purpose = "Teams or customers: what keys belong to, and what limits and bills are about."
@@ -71,6 +77,11 @@ class TenantAdmin(ArchivingAdmin):
                 keys_count=counted(ApiKey.objects.usable(), "tenant"),
             )
         )
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        with memberships.settling_keys(Membership.objects.filter(tenant=form.instance)) as settled:
+            super().save_related(request, form, formsets, change)
+        say_keys_off(self, request, settled)
 
     def what_archiving_does_to(self, tenant: Tenant) -> list[str]:
         keys = tenant.keys.usable().count()
@@ -127,6 +138,11 @@ class UserAdmin(DjangoUserAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet:
         queryset = super().get_queryset(request).prefetch_related("memberships__tenant")
         return queryset.annotate(keys_count=counted(ApiKey.objects.usable(), "user"))
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        with memberships.settling_keys(Membership.objects.filter(user=form.instance)) as settled:
+            super().save_related(request, form, formsets, change)
+        say_keys_off(self, request, settled)
 
     def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
         fields = tuple(super().get_readonly_fields(request, obj))
@@ -185,6 +201,28 @@ class MembershipAdmin(admin.ModelAdmin):
     autocomplete_fields = ["user", "tenant"]
     fields = ["tenant", "user", "role"]
     ordering = ["tenant__name", "user__username"]
+
+    def save_model(self, request: HttpRequest, obj: Membership, form: Any, change: bool) -> None:
+        with memberships.settling_keys(Membership.objects.filter(pk=obj.pk)) as settled:
+            super().save_model(request, obj, form, change)
+        say_keys_off(self, request, settled)
+
+    def delete_model(self, request: HttpRequest, obj: Membership) -> None:
+        self.delete_queryset(request, Membership.objects.filter(pk=obj.pk))
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet) -> None:
+        rows = Membership.objects.filter(pk__in=list(queryset.values_list("pk", flat=True)))
+        with memberships.settling_keys(rows) as settled:
+            for row in rows:  # one by one: what is put out leaves an entry each
+                row.delete()
+        say_keys_off(self, request, settled)
+
+    def get_deleted_objects(
+        self, objs: Any, request: HttpRequest
+    ) -> tuple[list[Any], dict[str, int], set[str], list[str]]:
+        named, *others = super().get_deleted_objects(objs, request)
+        keys = sum(memberships.keys_of(row).filter(enabled=True, revoked_at=None).count() for row in objs)
+        return [*([f"{plural(keys, 'key')} of theirs are switched off."] if keys else []), *named], *others
 
 
 class InvitationState(admin.SimpleListFilter):
