@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from proxy.credentials import unseal
 from proxy.models import Delivery, Webhook
-from tenants.models import Limit, Role
+from tenants.models import Limit, Membership, Role
 from tests.factories import make_key, make_limit, make_user
 from usage.models import DailyUsage
 from usage.reports import today
@@ -36,6 +36,15 @@ def test_an_owner_limits_the_tenant_its_people_and_its_keys(client, acme, alice,
     assert found == [
         ("tenant", acme, None, None, acme), ("user", None, bob, None, acme), ("key", None, None, key, acme),
     ]  # fmt: skip
+
+
+def test_what_somebody_is_elsewhere_does_not_matter(client, acme, other, alice, bob):
+    Membership.objects.create(tenant=other, user=bob, role=Role.VIEWER)
+    looks_on = make_user(tenant=acme, role=Role.VIEWER)
+    Membership.objects.create(tenant=other, user=looks_on, role=Role.MEMBER)
+    client.force_login(alice)
+    assert post(client, acme, whom=f"user:{bob.pk}").status_code == 302
+    assert "whom" in errors(post(client, acme, whom=f"user:{looks_on.pk}"))
 
 
 def test_t6_an_owner_limits_nobody_elses(client, acme, other, alice, charlie):
