@@ -156,7 +156,7 @@ class Runtime:
             self.worker_reports.hit(self.snapshot.take_hits())
         self.snapshot = snapshot
         self.limits.know(snapshot.tables.recorded)
-        self.cache.use_purges(snapshot.tables.purges, snapshot.sharing_tenants)
+        self.cache.use_purges(snapshot.tables.purges)
         for call in list(self.calls):
             if not self.may_go_on(call):
                 call.interrupt(Interruption.WITHDRAWN)

@@ -180,9 +180,6 @@ class Snapshot:
         """`cache_defaults`: what holds where the tables say nothing."""
         self.tables = tables
         self._cache_defaults = cache_defaults
-        self.sharing_tenants = [
-            tenant for tenant, (_, sharing) in tables.cache_choices.items() if sharing == cache_policies.SHARED
-        ]
         now = time.time() if now is None else now
         current = current_rules(tables.ip_rules, now)
         self._limits = LimitTable(tables.limits, now)
@@ -298,8 +295,8 @@ class Snapshot:
         chosen = row.cache_policy or of_tenant or tables.cache_settings.policy or defaults.policy
         if chosen not in ("deterministic", "all"):
             return None
-        # A purge of one of the tenants that share is one of what all of them share.
-        purged = self.sharing_tenants if sharing == cache_policies.SHARED else [row.tenant_id]
+        # What is shared may be of any tenant that is purged, also of one that shares no more.
+        purged = tables.purges.tenants if sharing == cache_policies.SHARED else [row.tenant_id]
         return CacheRule(
             policy="all" if chosen == "all" else "deterministic",
             scope=cache_policies.scope_of(sharing, row.tenant_id, row.id),

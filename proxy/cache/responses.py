@@ -2,13 +2,13 @@
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from proxy.cache.coalescing import Flights
 from proxy.cache.entries import Entry
-from proxy.cache.policy import Purges, Rule
+from proxy.cache.policy import SHARED, Purges, Rule
 from proxy.cache.shared import SharedStore
 from proxy.cache.store import Counts, MemoryStore
 from proxy.configuration import Configuration
@@ -78,19 +78,18 @@ class ResponseCache:
         if self.shared is not None and entry.size <= self.memory.max_entry:
             self.shared.put(self.shared.name(place.scope, place.model, place.key), entry, rule.ttl_seconds)
 
-    def use_purges(self, purges: Purges, sharing: Iterable[int]) -> None:
-        """Drops what the purges since the last time are about. `sharing`: tenants whose answers all may get."""
+    def use_purges(self, purges: Purges) -> None:
+        """Drops what the purges since the last time are about."""
         before, self._purges = self._purges, purges
         if before is None or before == purges:
             return
         if purges.all != before.all:
             self._drop()
             return
-        sharing = set(sharing)
-        for tenant in _newer(purges.tenants, before.tenants):
-            # Answers of a key alone are of its tenant, too, but do not say so: they all go.
-            self._drop(scope="shared" if tenant in sharing else f"t{tenant}")
-            self._drop(scope="k")
+        tenants = _newer(purges.tenants, before.tenants)
+        # Those of a key alone and those that are shared may be of these tenants, too, but do not say so: they all go.
+        for scope in (*(f"t{tenant}" for tenant in tenants), *(("k", SHARED) if tenants else ())):
+            self._drop(scope=scope)
         for model in _newer(purges.models, before.models):
             self._drop(model=model)
 

@@ -293,6 +293,16 @@ async def test_an_answer_that_was_being_made_when_its_tenant_was_purged_is_gone_
     assert (await home.ask("/api/chat", chat())).cache == "MISS"
 
 
+async def test_t5_what_a_tenant_shared_once_goes_with_its_purge_and_stays_away(home):
+    home.use(cache_choices={1: ("", "shared"), 2: ("", "shared")})
+    assert await verdicts(home, chat()) == ["MISS"]
+    assert await verdicts(home, chat(), key="two") == ["HIT"]
+    home.use(cache_choices={1: ("", "tenant"), 2: ("", "shared")})
+    home.use(purges=NO_PURGES._replace(tenants={1: 1}))
+    assert home.runtime.cache.counts.entries == 0
+    assert await verdicts(home, chat(), key="two") == ["MISS"]
+
+
 async def test_each_kept_answer_has_its_record_and_costs_what_the_setting_says(home):
     since = datetime(2020, 1, 1, tzinfo=UTC)
     price = PriceRow(1, "*", since, input_nano=10**9, output_nano=10**9, gpu_second_nano=10**9)

@@ -113,8 +113,10 @@ def test_t5_whose_answers_a_key_gets():
         (Purges(3, {1: 9}, {"llama3.2:latest": 5}), "tenant", 9),
         # What several tenants share is purged for all of them, or they would share no more.
         (Purges(0, {2: 4}, {}), "shared", 4),
+        # Also by a tenant that has shared before: its answers are among them, and older ones must not come back.
+        (Purges(0, {3: 4}, {}), "shared", 4),
     ],
 )
 def test_a_purge_makes_what_was_kept_unreachable(purges, scope, epoch):
-    rule = rule_of(key="all", scope=scope, purges=purges, more={2: ("", "shared")})
+    rule = rule_of(key="all", scope=scope, purges=purges, more={2: ("", "shared"), 3: ("", "tenant")})
     assert rule.epoch("llama3.2:latest") == epoch
