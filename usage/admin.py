@@ -205,4 +205,4 @@ class PriceAdmin(admin.ModelAdmin):
 
 
 def in_force(price: Model | None) -> bool:
-    return isinstance(price, Price) and price.valid_from <= timezone.now()
+    return isinstance(price, Price) and price.is_in_force

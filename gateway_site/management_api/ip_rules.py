@@ -48,7 +48,8 @@ class ShownIPRule(BaseModel):
 class IPRules(Resource):
     path, one, scope, model = "ip-rules", "IP rule", "rules:write", IPRule
     New, Shown, fixed = NewIPRule, ShownIPRule, ("tenant", "key", "acts_as")
-    natural, compared = ("cidr", "action", "tenant", "key", "acts_as"), ("expires_at", "note")
+    # With who made it: an owner's does not stand for an administrator's, who alone may then delete it.
+    natural, compared = ("cidr", "action", "tenant", "key", "acts_as", "by_owners"), ("expires_at", "note")
     related = ("tenant", "key", "acts_as")
 
     def rows(self, caller: Caller) -> QuerySet[Any]:

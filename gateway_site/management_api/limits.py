@@ -138,6 +138,9 @@ class Limits(Resource):
     def may_create(self, caller: Caller, row: Any) -> None:
         if caller.token.tenant_id is not None and row.scope in (Limit.Scope.DEFAULT, Limit.Scope.ADDRESS):
             caller.require_everywhere("rules for all")
+        if row.scope == Limit.Scope.USER and row.managed_by is None:
+            # It holds for their keys in all tenants.
+            caller.require_everywhere("limits of people wherever they are: name the tenant as managed_by")
         if row.managed_by_id is not None:
             self._fits(row)
         elif not caller.oversees(Limit, "add"):

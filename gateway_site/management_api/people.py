@@ -9,15 +9,16 @@ from typing import Annotated, Any, Literal
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Q, QuerySet
+from django.http import HttpRequest
 from django.utils import timezone
 from ninja.responses import Status
 from pydantic import BaseModel, Field, StringConstraints
 
-from gateway_site.management_api.errors import Forbidden
+from gateway_site.management_api.errors import Forbidden, TooManyRequests
 from gateway_site.management_api.fields import Body, Name
 from gateway_site.management_api.resources import Resource, required
 from gateway_site.management_api.tokens import Caller
-from tenants import invitations, memberships
+from tenants import invitations, memberships, rate_limits
 from tenants.models import Invitation, Membership, User
 
 logger = logging.getLogger(__name__)
@@ -192,6 +193,14 @@ class Invitations(Resource):
             "expires_at": row.expires_at,
             "link": link,
         }
+
+    def admit(self, request: HttpRequest, caller: Caller) -> None:
+        """As many mails as the page sends, both together."""
+        wait = settings.EMAIL_IS_SENT and rate_limits.seconds_to_wait(
+            request, rate_limits.MAIL, "user", str(caller.user.pk)
+        )
+        if wait:
+            raise TooManyRequests(f"Too many {rate_limits.MAIL.what} in a short time.", wait)
 
     def create(self, caller: Caller, new: Any) -> Status:
         tenant = required(caller.tenants_governed(Invitation, "add"), "tenant", new.tenant, name=new.tenant)

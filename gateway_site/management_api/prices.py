@@ -9,7 +9,7 @@ from ninja.responses import Status
 from pydantic import BaseModel, Field
 
 from gateway_site.management_api.catalogue import OfTheGateway
-from gateway_site.management_api.errors import Invalid
+from gateway_site.management_api.errors import Conflict, Invalid
 from gateway_site.management_api.fields import Body, ModelName, Moment, Money
 from gateway_site.management_api.resources import lock
 from gateway_site.management_api.tokens import Caller
@@ -62,6 +62,18 @@ class Prices(OfTheGateway):
         if columns.get("backend") and not Backend.objects.current().filter(name=columns["backend"]).exists():
             raise Invalid(f"There is no backend “{columns['backend']}”.", "unknown_backend", field="backend")
         return columns
+
+    def may_change(self, caller: Caller, row: Any, columns: Mapping[str, Any]) -> None:
+        super().may_change(caller, row, columns)
+        self._is_to_come(row)
+
+    def may_end(self, caller: Caller, row: Any) -> None:
+        super().may_end(caller, row)
+        self._is_to_come(row)
+
+    def _is_to_come(self, row: Any) -> None:
+        if row.is_in_force:
+            raise Conflict("This price is in force: calls of the past point at it. POST a new one, which replaces it.")
 
     def create(self, caller: Caller, new: Any) -> Status:
         if new.valid_from is not None:

@@ -99,6 +99,9 @@ class Resource:
             raise NotFound(f"There is no such {self.one} any more.")
         return self.get(caller, pk=pk)
 
+    def admit(self, request: HttpRequest, caller: Caller) -> None:
+        """Raises TooManyRequests, where creations are counted."""
+
     def create(self, caller: Caller, new: BaseModel) -> Status:
         """201 for a new row; 200 for one that was there, and is as was asked for."""
         row = self.build(caller, new)
@@ -194,7 +197,12 @@ def serve(router: Router, resource: Resource, *, changes: bool = True, ends: boo
     def create_row(request: HttpRequest, body: New, key: IdempotencyKey) -> Status | HttpResponse:  # type: ignore[valid-type]
         with changing(request) as caller:
             caller.require(resource.scope)
-            return kept_answers.once(caller, request, key, lambda: resource.create(caller, body), resource)
+
+            def create() -> Status:
+                resource.admit(request, caller)
+                return resource.create(caller, body)
+
+            return kept_answers.once(caller, request, key, create, resource)
 
     if changes:
 

@@ -4,6 +4,7 @@ import pytest
 from django.contrib.auth.models import Permission
 
 from tenants.models import ApiKey, AuditEntry, Limit, Membership, Role, Tenant, User
+from tenants.rate_limits import MAIL
 from tests.factories import make_backend, make_ip_rule, make_key, make_limit, make_user
 from tests.management_api.conftest import error
 
@@ -300,3 +301,51 @@ def test_a_key_made_by_the_api_is_bounded_by_who_made_it(bob, alice, acme, progr
     assert error(program(bob).patch(f"keys/{made}", {"models_allowed": []}), 403)[1] == "models_allowed"
     mine = program(bob).post("keys", body).json()["prefix"]
     assert program(bob).patch(f"keys/{mine}", {"models_allowed": []}).status_code == 200
+
+
+def test_t3_a_rule_of_owners_does_not_stand_for_an_administrators(alice, root, acme, program):
+    body = {"cidr": "198.51.100.0/24", "action": "deny", "tenant": "acme"}
+    theirs = program(alice).post("ip-rules", body)
+    assert (theirs.status_code, theirs.json()["by_owners"]) == (201, True)
+    operators = program(root).post("ip-rules", body)
+    assert (operators.status_code, operators.json()["by_owners"]) == (201, False)
+    assert program(alice).delete(f"ip-rules/{theirs.json()['id']}").status_code == 204
+    assert program(alice).delete(f"ip-rules/{operators.json()['id']}").status_code == 403
+    # The other way round: theirs goes on to hold, whatever becomes of the administrator's.
+    again = program(alice).post("ip-rules", body)
+    assert (again.status_code, again.json()["by_owners"]) == (201, True)
+
+
+def test_t1_a_token_of_one_tenant_limits_nobody_in_others(root, bob, other, acme, program):
+    Membership.objects.create(tenant=other, user=bob, role=Role.MEMBER)
+    theirs = program(root, tenant=acme)
+    assert error(theirs.post("limits", {"scope": "user", "user": "bob", **LIMIT}), 403)[0] == "not_permitted"
+    made = theirs.post("limits", {"scope": "user", "user": "bob", "managed_by": "acme", **LIMIT})
+    assert (made.status_code, made.json()["managed_by"]) == (201, "acme")
+    assert program(root).post("limits", {"scope": "user", "user": "bob", **LIMIT}).status_code == 201
+
+
+def test_u8_a_price_in_force_is_not_changed_nor_deleted(root, program):
+    mine = program(root)
+    now = mine.post("prices", {"model": "a", "input": "1"}).json()
+    later = mine.post("prices", {"model": "a", "input": "2", "valid_from": "2999-01-01T00:00:00Z"}).json()
+    refused = mine.patch(f"prices/{now['id']}", {"input": "3"})
+    assert error(refused, 409)[0] == "conflict"
+    assert "POST" in refused.json()["error"]["message"]
+    assert error(mine.delete(f"prices/{now['id']}"), 409)[0] == "conflict"
+    assert mine.get(f"prices/{now['id']}").json() == now
+    assert mine.patch(f"prices/{later['id']}", {"input": "3"}).json()["input"] == "3"
+    assert mine.delete(f"prices/{later['id']}").status_code == 204
+
+
+def test_as_many_invitations_are_sent_as_by_the_page(alice, root, acme, program, settings, mailoutbox):
+    settings.EMAIL_IS_SENT = True
+    body = {"tenant": "acme", "email": "new@example.com"}
+    sent = [program(alice).post("invitations", body) for _ in range(MAIL.attempts)]
+    assert {answer.status_code for answer in sent} == {201}
+    refused = program(alice).post("invitations", body)
+    assert error(refused, 429)[0] == "too_many_requests"
+    assert int(refused["Retry-After"]) > 0
+    assert program(root).post("invitations", body).status_code == 201
+    settings.EMAIL_IS_SENT = False
+    assert program(alice).post("invitations", body).status_code == 201

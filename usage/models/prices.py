@@ -29,3 +29,8 @@ class Price(Audited):
 
     def __str__(self) -> str:
         return f"{self.model} from {self.valid_from:%Y-%m-%d}"
+
+    @property
+    def is_in_force(self) -> bool:
+        """Or was, until a newer one replaced it: calls point at it."""
+        return self.valid_from <= timezone.now()
