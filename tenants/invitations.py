@@ -83,6 +83,11 @@ def note_address(user: User, email: str, *, verified: bool) -> None:
     EmailAddress.objects.get_or_create(user=user, email=email.lower(), defaults={"primary": True, "verified": verified})
 
 
+def is_taken(email: str) -> bool:
+    """Whether it is known to be somebody's mailbox: of two accounts, it can be one's."""
+    return EmailAddress.objects.filter(email__iexact=email, verified=True).exists()
+
+
 def _digests(token: str) -> list[bytes]:
     """By the pepper in use, and by those before."""
     peppers = (settings.KEY_PEPPER, *settings.KEY_PEPPER_FALLBACKS)

@@ -2,7 +2,7 @@
 
 from django.conf import settings
 from django.contrib.auth import login
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import URLPattern, path
@@ -54,11 +54,7 @@ def _join(request: HttpRequest, found: Invitation) -> HttpResponse:
 
 def _make_account(request: HttpRequest, found: Invitation) -> HttpResponse:
     form = NewAccountForm(request.POST or None, instance=User(email=found.email))
-    if request.method == "POST" and form.is_valid():
-        with acting(f"invited: {found.email}"), transaction.atomic():
-            user = form.save()
-            invitations.note_address(user, found.email, verified=settings.EMAIL_IS_SENT)
-            invitations.accept(found, user)
+    if request.method == "POST" and form.is_valid() and (user := _made(form, found)):
         login(request, user, settings.AUTHENTICATION_BACKENDS[0])
         return redirect("home")
     context = {
@@ -68,3 +64,20 @@ def _make_account(request: HttpRequest, found: Invitation) -> HttpResponse:
         "hide_sign_in": True,
     }
     return render(request, "tenants/people/accept.html", context)
+
+
+def _made(form: NewAccountForm, found: Invitation) -> User | None:
+    """The new account, in its tenant; None where the form says why there is none. Raises NotOpen."""
+    is_verified = settings.EMAIL_IS_SENT  # whoever has the link has the mailbox
+    if is_verified and invitations.is_taken(found.email):
+        form.add_error(None, "There is an account with this address. Sign in to it, and follow the link again.")
+        return None
+    try:
+        with acting(f"invited: {found.email}"), transaction.atomic():
+            user = form.save()
+            invitations.note_address(user, found.email, verified=is_verified)
+            invitations.accept(found, user)
+    except IntegrityError:
+        form.add_error(None, "Somebody took this name or address at the same moment. Choose another name.")
+        return None
+    return user

@@ -4,6 +4,7 @@ import smtplib
 
 import pytest
 from django.core import mail
+from django.db.models.signals import pre_save
 from django.urls import reverse
 from django.utils import timezone
 
@@ -135,6 +136,32 @@ def test_an_account_needs_a_free_name_and_a_good_password(client, invited, chang
     answer = client.post(path_of(invited), {**ACCOUNT, **changes})
     assert answer.context["form"].errors[field]
     assert User.objects.count() == 1
+
+
+def test_whose_mailbox_it_is_already_signs_in_instead(client, acme, invited, settings):
+    settings.EMAIL_IS_SENT = True
+    invitations.note_address(make_user("nina-of-old", email="nina@example.com"), "nina@example.com", verified=True)
+    answer = client.post(path_of(invited), ACCOUNT)
+    assert answer.status_code == 200
+    assert "Sign in to it, and follow the link again" in answer.content.decode()
+    assert not User.objects.filter(username="nina").exists()
+    assert Invitation.objects.open().exists()
+
+
+def test_of_two_who_choose_a_name_at_once_one_is_asked_for_another(client, invited):
+    def be_quicker(instance, **_):
+        if not User.objects.filter(username="nina").exists():
+            User.objects.bulk_create([User(username="nina")])
+
+    pre_save.connect(be_quicker, sender=User)
+    try:
+        answer = client.post(path_of(invited), ACCOUNT)
+    finally:
+        pre_save.disconnect(be_quicker, sender=User)
+    assert answer.status_code == 200
+    assert "Choose another name" in answer.content.decode()
+    assert Invitation.objects.open().exists()
+    assert client.post(path_of(invited), {**ACCOUNT, "username": "nina2"}).status_code == 302
 
 
 def test_forged_fields_make_nobody_an_administrator(client, invited):
