@@ -10,6 +10,7 @@ import threading
 import time
 
 from django.db import DatabaseError, InterfaceError, connections
+from django.db.models import Min
 
 from proxy import duties
 from proxy.alerts import deliveries
@@ -30,6 +31,8 @@ AT_ONCE = 4
 REFUSED_FOR_SECONDS = 15.0
 MOST_REFUSED = 1000
 
+Receiver = tuple[str, int | None]  # mailbox, or id of a webhook
+
 
 class AlertsWatch:
     """`ran_out` is called in the loop of the calls; everything else happens in threads."""
@@ -40,7 +43,9 @@ class AlertsWatch:
         self._crossings = Crossings()
         # counter → (limit, until when it is worth a look)
         self._refused: dict[str, tuple[int, float]] = {}
-        self._sending: dict[str, threading.Thread] = {}  # by receiver
+        self._sending: dict[Receiver, threading.Thread] = {}
+        # When each of those for whom something waits was last sent to (monotonic).
+        self._served: dict[Receiver, float] = {}
         self._looks_at = self._prunes_at = self._duty_until = 0.0
         self._failing = False
         self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
@@ -110,15 +115,19 @@ class AlertsWatch:
         return False
 
     def _send_what_is_due(self) -> None:
-        self._sending = {name: thread for name, thread in self._sending.items() if thread.is_alive()}
-        due = Delivery.objects.due().select_related("webhook").order_by("due_at")
-        for delivery in due[:100]:
+        """To each receiver in turn: one that hangs, with hundreds waiting for it, keeps nobody else from theirs."""
+        self._sending = {receiver: thread for receiver, thread in self._sending.items() if thread.is_alive()}
+        due = Delivery.objects.due()
+        receivers = {row[:2]: row[2] for row in due.values_list("email", "webhook").annotate(since=Min("due_at"))}
+        self._served = {receiver: self._served.get(receiver, 0.0) for receiver in receivers}
+        for receiver in sorted(receivers, key=lambda receiver: (self._served[receiver], receivers[receiver])):
             if len(self._sending) >= AT_ONCE:
                 return
-            receiver = delivery.email or f"webhook {delivery.webhook_id}"
-            if receiver not in self._sending and deliveries.claim(delivery):
+            email, webhook = receiver
+            delivery = due.filter(email=email, webhook=webhook).order_by("due_at").first()
+            if receiver not in self._sending and delivery is not None and deliveries.claim(delivery):
                 thread = threading.Thread(target=deliveries.attempt, args=(delivery.pk,), name="delivery", daemon=True)
-                self._sending[receiver] = thread
+                self._sending[receiver], self._served[receiver] = thread, time.monotonic()
                 thread.start()
 
     def _leave(self) -> None:

@@ -1,6 +1,7 @@
 """What is used to 80 and 100 %: found in the roll-ups, written down and claimed once, on both databases."""
 
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,6 +11,7 @@ from django.utils import timezone
 from proxy import duties
 from proxy.alerts import deliveries
 from proxy.alerts.crossings import Crossings
+from proxy.alerts.watch import AT_ONCE, AlertsWatch
 from proxy.limits.rules import calendar_window
 from proxy.models import Delivery, Duty, LimitAlert, Webhook
 from tenants.models import Role
@@ -85,6 +87,27 @@ def test_a_delivery_is_claimed_by_one(database):
     assert not deliveries.claim(delivery)
     # An attempt that nobody tells the end of, because its process died, is made again.
     assert deliveries.claim(delivery, timezone.now() + deliveries.CLAIMED + timedelta(seconds=1))
+
+
+def test_a_receiver_for_whom_hundreds_wait_keeps_no_other_from_theirs(transactional_db):
+    hung, long_ago = [f"hung{n}@example.com" for n in range(AT_ONCE)], timezone.now() - timedelta(hours=1)
+    Delivery.objects.bulk_create(Delivery(email=email, due_at=long_ago) for email in hung for _ in range(150))
+    patient = Delivery.objects.create(email="patient@example.com")
+    watch, ended = AlertsWatch(), threading.Event()
+    busy = [threading.Thread(target=ended.wait, daemon=True) for _ in hung]
+    watch._sending = {(email, None): thread for email, thread in zip(hung, busy, strict=True)}
+    watch._served = dict.fromkeys(watch._sending, time.monotonic())
+    for thread in busy[1:]:
+        thread.start()
+    try:
+        watch._send_what_is_due()  # one of them has come to its end
+        patient.refresh_from_db()
+        assert patient.attempts == 1
+        assert not Delivery.objects.filter(email__in=hung, attempts__gt=0).exists()
+    finally:
+        ended.set()
+        for thread in watch._sending.values():
+            thread.join()
 
 
 def test_a_duty_has_one_holder_until_they_are_silent(database):
