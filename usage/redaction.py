@@ -17,7 +17,7 @@ _SECRETS = re.compile(
     | \bxox[a-z]-[\w-]{10,} | \bAKIA[0-9A-Z]{16}\b | \bAIza[\w-]{30,} | \bhf_\w{20,}
     | \beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*                         # JSON web tokens
     | [^\s@<>"',;:()]{1,64}@[^\s@<>"',;:()]{1,200}\.[^\W\d]{2,}   # e-mail
-    | (?<=://)[^\s/@]+:[^\s/@]+(?=@)                            # user and password in a URL
+    | (?<=://)[^\s/@:]*:[^\s/@]+(?=@)                           # user and password in a URL
     """,
     re.VERBOSE | re.DOTALL | re.IGNORECASE | re.ASCII,
 )

@@ -147,6 +147,7 @@ KEY = "ogw_aiywt8dD_5sPcUTlyXb9CHSjMsCvLLQx3T6ctZAwaiwQAfiADtuG3tD1hN"  # not ra
         "andré@example.org",
         "-----BEGIN RSA PRIVATE KEY-----\nMIIEow\nabc\n-----END RSA PRIVATE KEY-----",
         "-----BEGIN PRIVATE KEY-----\nMIIEow and no end",
+        "redis://:hunter2@localhost:6379/0",
     ],
 )
 def test_l7_secrets_and_addresses_are_taken_out(secret):
@@ -201,10 +202,11 @@ def test_redaction_takes_no_time_whatever_the_text():
     import time
 
     began = time.process_time()
+    fit("://" + ":" * 100_000, 50_000)
     for text in ("a" * 2001, "a." * 1000, "a@" * 1000, "-" * 2001, "Bearer " * 300, "eyJ" * 700, "://a:" * 400):
         fit(text, 1000)
     took = time.process_time() - began
-    print(f"redacting seven hostile texts: {1000 * took:.1f} ms")
+    print(f"redacting hostile texts: {1000 * took:.1f} ms")
     assert took < 2
 
 
