@@ -82,6 +82,7 @@ class FakeOllama:
             keep_alive=FOREVER if keep_alive < 0 else keep_alive,
         )
         self._listener: asyncio.Server | None = None
+        self._back_later: asyncio.Task[None] | None = None
         self._connections: set[Connection] = set()
         self._opened = 0
 
@@ -92,6 +93,8 @@ class FakeOllama:
         await self.listen()
 
     async def stop(self) -> None:
+        if self._back_later is not None:
+            self._back_later.cancel()
         await self.stop_listening()
         for connection in list(self._connections):
             connection.abandon()
@@ -188,14 +191,19 @@ class FakeOllama:
         self.scheduler.load_seconds = self.scheduler.load_seconds if load_seconds is None else load_seconds
         self.scheduler.slots = self.scheduler.slots if slots is None else slots
         if refuse_connections or refuse_for:
+            if self._back_later is not None:
+                self._back_later.cancel()
             await self.stop_listening()
         if drop_connections:
             self.drop_connections()
         if listen:
             await self.listen()
         if refuse_for:
-            loop = asyncio.get_running_loop()
-            loop.call_later(refuse_for, lambda: loop.create_task(self.listen()))
+            self._back_later = asyncio.create_task(self._listen_after(refuse_for))
+
+    async def _listen_after(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        await self.listen()
 
     # What it saw
 

@@ -117,5 +117,5 @@ class Board:
                     # The first picture at once.
                     self.subscription.tell({"type": "picture", "picture": self._picture()}, channel)
                 self._watching[channel] = time.monotonic() + WATCHING_LASTS
-            case {"type": "picture", "picture": {"worker": str(worker), **rest}} if rest:
-                self._others[worker] = time.monotonic(), message["picture"]
+            case {"type": "picture", "picture": {"worker": str(worker)} as picture} if len(picture) > 1:
+                self._others[worker] = time.monotonic(), picture
