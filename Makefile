@@ -3,12 +3,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PORT ?= 8080
 DATA_DIR ?= $(CURDIR)/data/demo
 BIN := .venv/bin
-export PORT
+export PORT FEED
 
-.PHONY: demo test bench fmt lint install install-dev system-packages clients
+.PHONY: demo test bench fmt lint audit install install-dev install-audit system-packages clients
 
 install: .venv/installed
 install-dev: .venv/installed-dev
+install-audit: .venv-audit/installed
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -21,6 +22,13 @@ install-dev: .venv/installed-dev
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	touch $@ .venv/installed
 
+# Apart: what these need may be older or newer than what we run. Each package is named, so none brings others along.
+.venv-audit/installed: requirements-audit.txt requirements-semgrep.txt
+	$(PYTHON) -m venv --clear .venv-audit
+	.venv-audit/bin/pip install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes \
+		-r requirements-audit.txt -r requirements-semgrep.txt
+	touch $@
+
 demo: install
 	DATA_DIR="$(DATA_DIR)" exec $(BIN)/python manage.py demo
 
@@ -30,7 +38,7 @@ system-packages:
 clients: system-packages
 	PYTHON="$(PYTHON)" scripts/clients
 
-test: install-dev system-packages clients
+test: install-dev install-audit system-packages clients
 	scripts/test
 
 bench: install-dev system-packages
@@ -42,3 +50,6 @@ fmt: install-dev
 
 lint: install-dev
 	scripts/lint
+
+audit: install-audit
+	scripts/audit
