@@ -14,7 +14,7 @@ from django.utils import timezone
 from django.utils.safestring import SafeString
 
 from tenants import shown_once
-from tenants.administering import apply, ask, badge, moment, showing_secret
+from tenants.administering import apply, ask, badge, moment, save_what_changed, showing_secret
 from tenants.authority import BOUNDS, switched
 from tenants.keys import issue, rotate_key
 from tenants.models import ApiKey, Authority
@@ -132,13 +132,13 @@ class ApiKeyAdmin(admin.ModelAdmin):
     # A new secret.
 
     def save_model(self, request: HttpRequest, obj: ApiKey, form: forms.ModelForm, change: bool) -> None:
+        beside = {f"{name}_by": Authority.ADMINISTRATOR for name in BOUNDS if name in form.changed_data}
         if "enabled" in form.changed_data:
-            obj.switched_off_by = "" if obj.enabled else Authority.ADMINISTRATOR
-        for name in BOUNDS:
-            if name in form.changed_data:
-                setattr(obj, f"{name}_by", Authority.ADMINISTRATOR)
+            beside["switched_off_by"] = "" if obj.enabled else Authority.ADMINISTRATOR
+        for name, value in beside.items():
+            setattr(obj, name, value)
         if change:
-            super().save_model(request, obj, form, change)
+            save_what_changed(obj, form, *beside)
             return
         obj.created_by = request.user
         # For response_add, which hands it on: not in a message, which would be kept in a cookie.

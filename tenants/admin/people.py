@@ -24,6 +24,7 @@ from tenants.administering import (
     badge,
     counted,
     plural,
+    save_what_changed,
     showing_secret,
     to_list,
 )
@@ -77,6 +78,12 @@ class TenantAdmin(ArchivingAdmin):
                 keys_count=counted(ApiKey.objects.usable(), "tenant"),
             )
         )
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        if change:
+            save_what_changed(obj, form)
+        else:
+            super().save_model(request, obj, form, change)
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
         with memberships.settling_keys(Membership.objects.filter(tenant=form.instance)) as settled:
@@ -138,6 +145,12 @@ class UserAdmin(DjangoUserAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet:
         queryset = super().get_queryset(request).prefetch_related("memberships__tenant")
         return queryset.annotate(keys_count=counted(ApiKey.objects.usable(), "user"))
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        if change:
+            save_what_changed(obj, form)
+        else:
+            super().save_model(request, obj, form, change)
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
         with memberships.settling_keys(Membership.objects.filter(user=form.instance)) as settled:
