@@ -38,6 +38,7 @@ def _acting(request: HttpRequest) -> AbstractContextManager[None]:
         request.META.get("REMOTE_ADDR", ""),
         [request.META.get("HTTP_X_FORWARDED_FOR", "")],
         settings.TRUSTED_PROXIES,
+        trusts_unix=settings.TRUSTS_UNIX,
     )
     return acting(
         # Asked for when something changes: most pages change nothing, and signing in changes who it is.

@@ -139,6 +139,15 @@ def test_the_address_is_told_as_for_calls(signed_in, acme, settings, trusted, fo
     assert AuditEntry.objects.first().remote_addr == noted
 
 
+def test_behind_a_proxy_on_a_unix_socket_it_is_what_the_proxy_says(signed_in, acme, settings):
+    fields = {"action": "disable", "_selected_action": [acme.pk], "confirmed": "yes"}
+    for trusts, noted in ((True, "203.0.113.9"), (False, None)):
+        settings.TRUSTS_UNIX = trusts
+        Tenant.objects.update(enabled=True)
+        signed_in.post("/admin/tenants/tenant/", fields, headers={"X-Forwarded-For": "203.0.113.9"}, REMOTE_ADDR="")
+        assert AuditEntry.objects.first().remote_addr == noted
+
+
 def test_an_entry_is_shown_before_and_after(signed_in, acme):
     limit = make_limit(25_500_000_000, tenant=acme, metric="cost", window="month")
     limit.amount, limit.mode = 30_000_000_000, "shadow"
