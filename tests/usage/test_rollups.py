@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from tests.factories import NOON, make_key, make_tenant, make_usage, make_user
 from usage.models import DailyUsage, Outcome, UsageBucket, UsageRecord
-from usage.rollups import TABLES, bucket_start, day_begins, day_of, rebuild, reconcile
+from usage.retention import prune
+from usage.rollups import TABLES, bucket_start, day_begins, day_of, rebuild, reconcile, reporting_zone
 
 ZONES = [
     "UTC", "Europe/Berlin", "America/Sao_Paulo", "Asia/Kathmandu", "Asia/Kolkata", "Australia/Lord_Howe",
@@ -146,6 +147,31 @@ def test_a_record_that_vanished_is_found(database):
     assert reconcile()
     rebuild()
     assert not UsageBucket.objects.exists()
+
+
+def test_a_day_is_rebuilt_in_a_transaction_of_its_own(database):
+    """So that the ledger waits for one day, not for all."""
+    day = day_of(make_usage().started_at, reporting_zone())
+
+    def days():
+        yield day
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        rebuild(days=days())
+    assert UsageBucket.objects.count() == 1
+
+
+def test_u11_a_day_whose_records_were_deleted_meanwhile_keeps_its_sums(database):
+    """Between the look at what differs and the mending of it."""
+    make_usage(at=datetime(2020, 1, 1, tzinfo=UTC))
+    rebuild()
+    kept = list(UsageBucket.objects.values())
+    for _ in prune(datetime(2021, 1, 1, tzinfo=UTC)):
+        pass
+    rebuild(days=[date(2020, 1, 1), date(2019, 12, 31)])
+    assert kept
+    assert list(UsageBucket.objects.values()) == kept
 
 
 def test_gaps_of_years_cost_no_questions(database):
