@@ -117,9 +117,10 @@ class SharingCall(Dispatch):
                 (entry,) = await cache.get([place], rule, self.runtime.now())
             if entry is not None and await self._replay(entry, rule):
                 return
-            flight = cache.flights.joinable(place.key, stream=call.stream)
-            if flight is not None and await self._follow(flight, rule, COALESCED):
-                return
+            # After a stream that cannot be had in one piece, one of those who waited for it leads the next.
+            while (flight := cache.flights.joinable(place.key, stream=call.stream)) is not None:
+                if await self._follow(flight, rule, COALESCED):
+                    return
         await self._lead(question, place, self.request)
 
     async def _lead(self, question: Question, place: Place, request: Request, most: int = MAX_KEPT) -> None:

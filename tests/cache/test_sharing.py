@@ -209,6 +209,22 @@ async def test_a_unary_call_joins_a_stream_and_gets_it_in_one_piece(home, fake):
     assert unary.headers["content-type"].startswith("application/json")
 
 
+async def test_unary_calls_whose_stream_broke_off_share_the_next_answer(home, fake):
+    fake.clear_faults()
+    fake.faults(hang_before_headers=True, eof_after_chunks=2, times=1, path="/api/chat", model=MODEL)
+    leader = asyncio.ensure_future(home.ask("/api/chat", body("/api/chat", stream=True)))
+    await home.until(lambda: fake.gate.waiting == 1)
+    unary = [asyncio.ensure_future(home.ask("/api/chat", body("/api/chat", stream=False))) for _ in range(20)]
+    await home.until_joined(21)
+    fake.release()
+    assert b'"error"' in (await leader).body
+    answers = await asyncio.gather(*unary)
+    assert len(calls(fake)) == 2
+    assert len({answer.body for answer in answers}) == 1
+    assert sorted(answer.cache for answer in answers) == ["COALESCED"] * 19 + ["MISS"]
+    assert sorted(home.ledger.of("outcome")) == ["coalesced"] * 19 + ["failed", "ok"]
+
+
 @pytest.mark.parametrize(
     ("fault", "status", "outcome"),
     [
