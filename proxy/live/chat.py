@@ -120,7 +120,7 @@ class Asking:
                 await self._say({"type": "failed", "status": self.status, "why": _error_in(self._rest)})
             return
         *lines, self._rest = (self._rest + event.get("body", b"")).split(b"\n")
-        for message in _messages(lines):
+        for message in messages_in(lines):
             await self._say(message)
 
     async def _say(self, message: dict[str, Any]) -> None:
@@ -203,8 +203,11 @@ def _key_of(user_id: int, prefix: str) -> int | None:
     return ApiKey.objects.filter(user=user_id, prefix=prefix, revoked_at=None).values_list("pk", flat=True).first()
 
 
-def _messages(lines: list[bytes]) -> list[dict[str, Any]]:
-    """What whole lines of a stream say: the text of all of them together, and how it ended."""
+def messages_in(lines: list[bytes]) -> list[dict[str, Any]]:
+    """What whole lines of a stream say: the text of all of them together, and how it ended.
+
+    A backend may write anything; what has not the form that is known says nothing.
+    """
     text, thinking = "", ""
     last: dict[str, Any] | None = None
     for line in lines:
@@ -212,19 +215,20 @@ def _messages(lines: list[bytes]) -> list[dict[str, Any]]:
             said = orjson.loads(line)
         except orjson.JSONDecodeError:
             continue
+        if not isinstance(said, dict):
+            continue
         if error := said.get("error"):
             last = {"type": "failed", "status": 0, "why": str(error)}
             continue
-        part = said.get("message") or {}
-        text += part.get("content") or ""
-        thinking += part.get("thinking") or ""
+        text += _text_in(said, "content")
+        thinking += _text_in(said, "thinking")
         if said.get("done"):
             last = {
                 "type": "ended",
                 "prompt_tokens": said.get("prompt_eval_count"),
                 "completion_tokens": said.get("eval_count"),
-                "decode_ms": (said.get("eval_duration") or 0) / 1e6,
-                "total_ms": (said.get("total_duration") or 0) / 1e6,
+                "decode_ms": _milliseconds(said.get("eval_duration")),
+                "total_ms": _milliseconds(said.get("total_duration")),
                 "reason": said.get("done_reason"),
             }
     found: list[dict[str, Any]] = []
@@ -233,6 +237,16 @@ def _messages(lines: list[bytes]) -> list[dict[str, Any]]:
     if last is not None:
         found.append(last)
     return found
+
+
+def _text_in(said: dict[str, Any], name: str) -> str:
+    message = said.get("message")
+    text = message.get(name) if isinstance(message, dict) else None
+    return text if isinstance(text, str) else ""
+
+
+def _milliseconds(nanoseconds: Any) -> float:
+    return nanoseconds / 1e6 if isinstance(nanoseconds, int | float) else 0.0
 
 
 def _error_in(body: bytes) -> str:
