@@ -8,20 +8,23 @@ from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.core.exceptions import PermissionDenied
 from django.db import connection, transaction
+from django.db.models import Q
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import URLPattern, path
+from django.utils.http import urlencode
 from django.views.decorators.http import require_POST, require_safe
 
 from tenants import authority, rate_limits, shown_once
 from tenants.authority import AreWithin, authority_in, may_undo
 from tenants.forms import KeyForm, RotationForm
-from tenants.keys import create_key, rotate_key
+from tenants.keys import PREFIX_LENGTH, create_key, rotate_key
 from tenants.models import ApiKey, Authority, User
 from tenants.rate_limits import limited
 from tenants.requests import PersonRequest
 from tenants.snippets import api_url, snippets
 
+ON_A_PAGE = 200
 # Stands in examples where the secret is not known any more.
 PLACEHOLDER = "YOUR_KEY"
 
@@ -58,8 +61,22 @@ def keys(request: PersonRequest) -> HttpResponse:
     _allowed_to_have_keys(request)
     visible = ApiKey.objects.visible_to(request.user).select_related("tenant", "user", "last_used")
     shows_revoked = "revoked" in request.GET
+    listed = visible.filter(revoked_at__isnull=not shows_revoked).order_by("-pk")
+    wanted = request.GET.get("q", "").replace("\0", "").strip()[:100]
+    if wanted:
+        prefix = wanted.removeprefix("ogw_")[:PREFIX_LENGTH]
+        listed = listed.filter(Q(name__icontains=wanted) | Q(user__username__icontains=wanted) | Q(prefix=prefix))
+    before = request.GET.get("before", "")
+    if before.isascii() and before.isdigit() and len(before) <= 18:
+        listed = listed.filter(pk__lt=int(before))
+    found = list(listed[: ON_A_PAGE + 1])
+    query = {**({"revoked": "1"} if shows_revoked else {}), **({"q": wanted} if wanted else {})}
     context = {
-        "keys": visible.filter(revoked_at__isnull=not shows_revoked).order_by("-created_at"),
+        "keys": found[:ON_A_PAGE],
+        "older": urlencode({**query, "before": found[ON_A_PAGE - 1].pk}) if len(found) > ON_A_PAGE else "",
+        "wanted": wanted,
+        # Few are looked through faster than searched.
+        "is_searched": bool(wanted or before or len(found) > ON_A_PAGE),
         "shows_revoked": shows_revoked,
         "any_revoked": visible.exclude(revoked_at=None).exists(),
         "several_tenants": request.user.tenants_for_keys().count() > 1,

@@ -6,7 +6,7 @@ from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.core.exceptions import PermissionDenied
-from django.db.models import QuerySet
+from django.db.models import Prefetch, QuerySet
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import URLPattern, path
@@ -35,14 +35,12 @@ def urls() -> list[URLPattern]:
 
 @login_required
 def people(request: PersonRequest) -> HttpResponse:
-    tenants = _governed(request)
+    people = Membership.objects.select_related("user").order_by("user__username")
+    invited = Invitation.objects.open().select_related("invited_by").order_by("-created_at")
+    tenants = _governed(request).prefetch_related(Prefetch("memberships", people), Prefetch("invitations", invited))
     context = {
         "tenants": [
-            {
-                "tenant": tenant,
-                "memberships": tenant.memberships.select_related("user").order_by("user__username"),
-                "invitations": tenant.invitations.open().select_related("invited_by").order_by("-created_at"),
-            }
+            {"tenant": tenant, "memberships": tenant.memberships.all(), "invitations": tenant.invitations.all()}
             for tenant in tenants
         ],
         "roles": Role.choices,

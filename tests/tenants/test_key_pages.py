@@ -9,6 +9,7 @@ from django.utils.html import escape
 
 from tenants.keys import digest
 from tenants.models import ApiKey, Role, ShownOnce
+from tenants.views.keys import ON_A_PAGE
 from tests.factories import make_backend, make_key, make_tenant, make_user
 
 pytestmark = pytest.mark.django_db
@@ -276,6 +277,29 @@ def test_the_list_has_the_keys_of_a_member_and_all_of_an_owner(client, alice, bo
     assert names(alice) == {"bobs", "service", "alices"}
     assert names(charlie) == {"foreign"}
     assert names(alice, revoked="") == {"old"}
+
+
+def test_a_long_list_comes_in_pages_and_can_be_searched(
+    client, alice, acme, bob, charlie, django_assert_max_num_queries
+):
+    made = [make_key(acme, f"key {number:03}", user=bob).row for number in range(ON_A_PAGE + 2)]
+    foreign = make_key(charlie.tenants.get(), "key of charlie").row
+    client.force_login(alice)
+    with django_assert_max_num_queries(20):
+        page = client.get(reverse("keys"))
+    assert [key.pk for key in page.context["keys"]] == [key.pk for key in made[:1:-1]]
+    older = client.get(f"{reverse('keys')}?{page.context['older']}")
+    assert [key.pk for key in older.context["keys"]] == [made[1].pk, made[0].pk]
+    assert not older.context["older"]
+    for wanted, found in (
+        ("KEY 007", [made[7]]), (f"ogw_{made[9].prefix}_…", [made[9]]), (made[9].prefix, [made[9]]), ("nobody", []),
+        (foreign.prefix, []), ("charlie", []), ("\0%_", []),
+    ):  # fmt: skip
+        answer = client.get(reverse("keys"), {"q": wanted})
+        assert list(answer.context["keys"]) == found, wanted
+    assert len(client.get(reverse("keys"), {"q": "bob"}).context["keys"]) == ON_A_PAGE
+    for before in ("x", "-1", "9" * 40, "٣"):
+        assert client.get(reverse("keys"), {"before": before}).status_code == 200
 
 
 def test_who_left_a_tenant_sees_none_of_its_keys(client, bob):

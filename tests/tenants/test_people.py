@@ -4,13 +4,15 @@ import smtplib
 
 import pytest
 from django.core import mail
+from django.db import connection
 from django.db.models.signals import pre_save
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
 from tenants import invitations
 from tenants.models import ApiKey, Invitation, Membership, Role, User
-from tests.factories import PASSWORD, make_admin, make_key, make_user
+from tests.factories import PASSWORD, make_admin, make_key, make_tenant, make_user
 
 pytestmark = pytest.mark.django_db
 
@@ -223,3 +225,26 @@ def test_the_role_of_a_member_of_two_tenants_changes_in_one(client, acme, other,
     client.force_login(alice)
     client.post(reverse("change_role", args=[person.memberships.get(tenant=acme).pk]), {"role": "owner"})
     assert {m.tenant.name: m.role for m in person.memberships.all()} == {"acme": "owner", "other": "member"}
+
+
+def test_the_page_of_many_tenants_asks_as_few_questions_as_that_of_two(client):
+    root = make_admin()
+    client.force_login(root)
+
+    def questions():
+        with CaptureQueriesContext(connection) as queries:
+            page = client.get(reverse("people"))
+        assert page.status_code == 200
+        return len(queries)
+
+    def make(number):
+        for _ in range(number):
+            tenant = make_tenant()
+            for _ in range(2):
+                make_user(tenant=tenant)
+                invitations.invite(tenant, "nina@example.com", Role.MEMBER, root)
+
+    make(2)
+    few = questions()
+    make(5)
+    assert questions() == few
