@@ -59,12 +59,14 @@ class Limits:
     def is_shared(self) -> bool:
         return self.shared is not None and self.shared.usable
 
-    def reserve(self, call_id: str, rules: Sequence[Rule], model: str, address: str, estimate: Amounts) -> Reservation:
+    def reserve(
+        self, call_id: str, rules: tuple[Rule, ...], model: str, address: str, estimate: Amounts
+    ) -> Reservation:
         """Holds the estimate in this process. Raises TooManyRequests."""
         return self.memory.reserve(call_id, rules, model, address, estimate)
 
     async def reserve_shared(
-        self, call_id: str, rules: Sequence[Rule], model: str, address: str, estimate: Amounts
+        self, call_id: str, rules: tuple[Rule, ...], model: str, address: str, estimate: Amounts
     ) -> Reservation:
         """Holds the estimate for all processes; in this one where Redis does not answer. Raises TooManyRequests."""
         assert self.shared is not None

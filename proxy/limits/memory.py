@@ -1,12 +1,14 @@
 """Limits of one process. One reserve is one step of the loop, so it is atomic."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from proxy.limits.rules import Amounts, Full, Held, Reservation, Rule, Window, has_room, refusal_by
 
 # Counters beyond this are dropped when they have nothing in them; addresses come and go.
 TIDY_ABOVE = 10_000
+MAX_PLANS = 10_000
 
 
 class Counter:
@@ -41,6 +43,20 @@ class Counter:
         return not self.held and (not self.total or 0 < self.ends <= now)
 
 
+Place = tuple[Rule, Window, Counter]
+"""Where a rule counts a call."""
+
+
+class Plan(NamedTuple):
+    """Where the calls of a key are counted, until the first window turns."""
+
+    rules: tuple[Rule, ...]
+    recorded: Mapping[str, int]
+    since: float
+    until: float
+    places: list[Place]
+
+
 class MemoryLimits:
     """`clock` gives epoch seconds that never step: see Runtime.now."""
 
@@ -51,33 +67,62 @@ class MemoryLimits:
         # What the roll-ups say was used in windows of the calendar, by key: budgets outlive this process.
         self.recorded: Mapping[str, int] = {}
         self._tidy_above = TIDY_ABOVE
+        self._plans: dict[tuple[int, str], Plan] = {}  # by id of the rules, which the plan keeps alive, and model
 
-    def reserve(self, call_id: str, rules: Iterable[Rule], model: str, address: str, estimate: Amounts) -> Reservation:
+    def reserve(
+        self, call_id: str, rules: tuple[Rule, ...], model: str, address: str, estimate: Amounts
+    ) -> Reservation:
         """Holds the estimate against all rules, or against none: raises the refusal by what is full for longest."""
         held: list[Held] = []
         if not rules:
             return Reservation(call_id, held)
-        now, zone = self.clock(), self.zone
-        counters: list[Counter] = []
+        now = self.clock()
+        places = self._places(rules, model, address, now)
+        wanted = estimate.by_metric
         full: list[Full] = []
-        for rule in rules:
-            if rule.model and rule.model != model:
-                continue
-            window = rule.window_at(now, address, zone)
-            counter = self._counter(rule, window, now)
-            needed = estimate.of(rule.metric)
-            if not has_room(rule, counter.total, needed):
+        for rule, window, counter in places:
+            needed = wanted[rule.metric]
+            total = counter.total + needed
+            if total > rule.amount and not has_room(rule, counter.total, needed):
                 full.append(Full(rule, window, counter.parts, counter.total, needed))
-            held.append(Held(rule, window, needed, counter.total + needed))
-            counters.append(counter)
+            held.append(Held(rule, window, needed, total))
         if full:
             raise refusal_by(full, now)
-        for counter, (_, window, needed, _) in zip(counters, held, strict=True):
+        for (_, window, counter), (_, _, needed, _) in zip(places, held, strict=True):
             if window.part:
                 counter.parts.setdefault(window.part, 0)
             counter.add(window, needed)
             counter.held += needed
         return Reservation(call_id, held)
+
+    def _places(self, rules: tuple[Rule, ...], model: str, address: str, now: float) -> list[Place]:
+        """Of the rules that hold for a call. They stay the same from call to call while no window turns or rolls."""
+        plan = self._plans.get((id(rules), model))
+        if (
+            plan is not None
+            and plan.since <= now < plan.until
+            and plan.rules is rules
+            and plan.recorded is self.recorded
+        ):
+            return plan.places
+        if len(self.counters) >= self._tidy_above:
+            self._tidy(now)  # not between two places: a new counter has nothing in it yet
+        places: list[Place] = []
+        until = float("inf")
+        for rule in rules:
+            if rule.model and rule.model != model:
+                continue
+            window = rule.window_at(now, address, self.zone)
+            places.append((rule, window, self._counter(rule, window, now)))
+            if rule.rolls or rule.per_address:
+                until = 0.0
+            elif window.ends:
+                until = min(until, window.ends)
+        if until:
+            if len(self._plans) >= MAX_PLANS:
+                self._plans.clear()  # of keys and rules that are no more, most of them
+            self._plans[id(rules), model] = Plan(rules, self.recorded, now, until, places)
+        return places
 
     def settle(self, reservation: Reservation, actual: Amounts) -> None:
         """Replaces what was held by what was used, in the window in which the call was admitted."""
@@ -91,8 +136,9 @@ class MemoryLimits:
         if reservation.ended:
             return
         reservation.ended = True
+        used_by = None if actual is None else actual.by_metric
         for rule, window, needed, _ in reservation.held:
-            used = 0 if actual is None else actual.used(rule.metric)
+            used = 0 if used_by is None or rule.metric == "concurrent" else used_by[rule.metric]
             counter = self.counters.get(window.key)
             if counter is None:
                 # Tidied away with nothing in it: it was estimated to use nothing.
@@ -116,8 +162,6 @@ class MemoryLimits:
         counter = self.counters.get(window.key)
         is_new = counter is None
         if counter is None:
-            if len(self.counters) >= self._tidy_above:
-                self._tidy(now)
             counter = self.counters[window.key] = Counter(window)
         if window.part:
             counter.ends = window.ends
@@ -129,6 +173,7 @@ class MemoryLimits:
         return counter
 
     def _tidy(self, now: float) -> None:
+        self._plans.clear()
         for key in [key for key, counter in self.counters.items() if counter.is_idle(now)]:
             del self.counters[key]
         # With as many that are in use, not again for each newcomer.

@@ -91,10 +91,12 @@ class Amounts:
     tokens: int = 0
     cost: int = 0
 
+    @property
+    def by_metric(self) -> dict[str, int]:
+        return {"requests": 1, "tokens": self.tokens, "cost": self.cost, "concurrent": 1}
+
     def of(self, metric: str) -> int:
-        if metric == "tokens":
-            return self.tokens
-        return self.cost if metric == "cost" else 1
+        return self.by_metric[metric]
 
     def used(self, metric: str) -> int:
         """What stays counted when the call has ended."""
@@ -144,30 +146,37 @@ def seconds_until_reset(rule: Rule, window: Window, now: float) -> float | None:
     return rule.seconds if rule.rolls else window.ends - now
 
 
-def headers(states: Iterable[tuple[Rule, Window, int]], now: float) -> list[tuple[bytes, bytes]]:
+State = tuple[Rule, Window, int]
+"""A rule with its window and what is used and held."""
+
+
+def headers(states: Iterable[State], now: float) -> list[tuple[bytes, bytes]]:
     """`x-ratelimit-limit-…`, `-remaining-…` and `-reset-…` (as OpenAI names them), of the tightest limit of a metric.
 
-    `states`: each rule with its window and what is used and held. Reset: seconds until the window turns, or until what
-    is counted now has left it.
+    Reset: seconds until the window turns, or until what is counted now has left it.
     """
-    tightest: dict[str, tuple[float, Rule, Window, int]] = {}
-    for rule, window, total in states:
-        if not rule.enforced:
-            continue
-        metric, amount = rule.metric, rule.amount
-        left = amount - total if total < amount else 0
-        share = left / amount if amount else 0.0
-        if metric not in tightest or share < tightest[metric][0]:
-            tightest[metric] = share, rule, window, left
+    tightest: dict[str, State] = {}
+    for state in states:
+        rule = state[0]
+        if rule.enforced:
+            other = tightest.setdefault(rule.metric, state)
+            if other is not state and _share_left(state) < _share_left(other):
+                tightest[rule.metric] = state
     told: list[tuple[bytes, bytes]] = []
-    for metric, (_, rule, window, left) in tightest.items():
+    for metric, (rule, window, total) in tightest.items():
         amount_header, left_header, reset_header = _HEADERS[metric]
-        told.append((amount_header, b"%d" % rule.amount))
-        told.append((left_header, b"%d" % left))
+        amount = rule.amount
+        told.append((amount_header, b"%d" % amount))
+        told.append((left_header, b"%d" % (amount - total) if total < amount else b"0"))
         seconds = seconds_until_reset(rule, window, now)
         if seconds is not None:
-            told.append((reset_header, b"%ds" % ceil(max(seconds, 1))))
+            told.append((reset_header, b"%ds" % ceil(seconds) if seconds > 1 else b"1s"))
     return told
+
+
+def _share_left(state: State) -> float:
+    rule, _, total = state
+    return max(rule.amount - total, 0) / rule.amount if rule.amount else 0.0
 
 
 def has_room(rule: Rule, total: int, needed: int) -> bool:

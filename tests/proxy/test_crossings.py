@@ -3,18 +3,21 @@
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from email import message_from_bytes
+from email.policy import default
 
 import pytest
+from django.core.mail import EmailMessage
 from django.db import connections
 from django.utils import timezone
 
 from proxy import duties
-from proxy.alerts import deliveries
+from proxy.alerts import deliveries, messages
 from proxy.alerts.crossings import Crossings
 from proxy.alerts.watch import AT_ONCE, AlertsWatch
 from proxy.limits.rules import calendar_window
 from proxy.models import Delivery, Duty, LimitAlert, Webhook
-from tenants.models import Role
+from tenants.models import ApiKey, Role
 from tests.factories import make_key, make_limit, make_tenant, make_user
 from usage.models import DailyUsage
 
@@ -223,6 +226,22 @@ def test_defaults_are_told_for_each_key_apart():
     assert alert.counted_for == first.prefix
     assert alert.tenant == first.tenant
     assert first.prefix in alert.body["text"]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("end", ["\r", "\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\x1b"], ids=ascii)
+def test_t8_the_name_of_a_key_adds_nothing_to_the_head_of_a_mail(end):
+    tenant = make_tenant()
+    key = make_key(tenant, user=make_user("ada", tenant=tenant, email="ada@example.com")).row
+    ApiKey.objects.filter(pk=key.pk).update(name=f"mine{end}Reply-To: eve@example.com{end}{end}Dear Ada")
+    make_limit(100, metric="tokens", window="day", key=key, alert=True)
+    use(key, 80)
+    assert look() == 1
+    subject, text = messages.mail(Delivery.objects.get())
+    mail = EmailMessage(subject, text, "us@example.com", ["ada@example.com"]).message().as_bytes()
+    read = message_from_bytes(mail, policy=default)
+    assert "Reply-To" not in read
+    assert read["Subject"].startswith("80 % used: 100 tokens per day for the key mine Reply-To: eve@example.com")
 
 
 @pytest.mark.django_db

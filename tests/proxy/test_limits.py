@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -337,6 +338,20 @@ async def test_u6_headers_tell_of_the_tightest_limit_of_each_metric(limits, cloc
     }
     refused = await refusal(limits, rules[2], tokens=800)
     assert refused.headers[b"x-ratelimit-remaining-tokens"] == b"750"
+
+
+async def test_u6_counters_that_are_dropped_meanwhile_take_nothing_along(clock):
+    limits = MemoryLimits("UTC", clock)
+    limits._tidy_above = 1
+    rules = rule(**CONCURRENT, amount=5), rule(id=2, window="day", amount=5), rule("tokens", "day", id=3, amount=100)
+    others = tuple(replace(each, id=each.id + 10) for each in rules)
+    for number in range(4):
+        first = limits.reserve(f"first {number}", rules, "m:latest", "", Amounts(20))
+        limits._tidy_above = 1
+        limits.settle(limits.reserve(f"other {number}", others, "m:latest", "", Amounts(0)), Amounts(3))
+        limits.settle(first, Amounts(10))
+        assert limits.held == {}
+    assert [limits.total(each, "") for each in (*rules, *others)] == [0, 4, 40, 0, 4, 12]
 
 
 @pytest.mark.parametrize("window", ["seconds", "minute"])

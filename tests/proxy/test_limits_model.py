@@ -107,6 +107,7 @@ class BothEngines(RuleBasedStateMachine):
         self.server.flush()
         self.wall = self.steady = 0.0
         self.made: list[Call] = []
+        self.of_keys: dict[tuple[Rule, ...], tuple[Rule, ...]] = {}
         self.numbers = iter(range(10**9))
         self.workers = []
 
@@ -168,7 +169,8 @@ class BothEngines(RuleBasedStateMachine):
     )
     def reserve(self, worker, chosen, tokens, model, address):
         now = self.clock()
-        rules = [self.limits[number] for number in sorted(chosen)]
+        rules = tuple(self.limits[number] for number in sorted(chosen))
+        rules = self.of_keys.setdefault(rules, rules)  # those of a key stay one object while none is changed
         applied = [limit for limit in rules if limit.model in ("", model)]
         estimate = Amounts(tokens, 2 * tokens)
         asked = (f"call-{next(self.numbers)}", rules, model, address, estimate)
