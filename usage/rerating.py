@@ -9,16 +9,16 @@ from datetime import date, timedelta
 from typing import Any
 
 from django.db import connection, transaction
-from django.db.models import F, Model, Q
+from django.db.models import F, Min, Model, Q
 from django.utils import timezone
 
 from usage.costs import PriceRow, charged, pick
 from usage.models import DailyTotal, DailyUsage, EndUserUsage, Outcome, Rerating, UsageBucket, UsageRecord
-from usage.reports.ranges import days_of
 from usage.rollups import (
     TABLES,
     bucket_start,
     day_begins,
+    day_of,
     keep_writers_out,
     reporting_zone,
     totals_of,
@@ -122,12 +122,17 @@ def rerate(rerating: Rerating, prices: Sequence[PriceRow]) -> Iterator[Outcome]:
 
 
 def _days(rerating: Rerating) -> Iterator[Any]:
-    """The records of each day: no query looks through more than one."""
+    """The records of each day that has some: no query looks through more than one."""
     zone = reporting_zone()
-    for day in days_of(rerating.first, rerating.last):
+    begin = day_begins(rerating.first, zone)
+    while (at := UsageRecord.objects.filter(started_at__gte=begin).aggregate(at=Min("started_at"))["at"]) is not None:
+        day = day_of(at, zone)
+        if day > rerating.last:
+            return
         begin, end = day_begins(day, zone), day_begins(day + timedelta(days=1), zone)
         rows = UsageRecord.objects.filter(started_at__gte=begin, started_at__lt=end).order_by("started_at", "id")
         yield rows.filter(model=rerating.model) if rerating.model else rows
+        begin = end
 
 
 def _batches(rows: Any) -> Iterator[list[dict[str, Any]]]:

@@ -1,11 +1,12 @@
 """Records priced anew, from the admin: first what it would do, then a yes."""
 
+from datetime import date
 from typing import Any
 
 from django import forms
 from django.conf import settings
 from django.contrib import admin, messages
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import Model, Sum
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -15,6 +16,7 @@ from proxy.model_names import canonical_pattern
 from proxy.rules_watch import price_rows
 from tenants import money
 from tenants.models import Tenant
+from tenants.moments import FIRST_YEAR
 from usage.models import DailyUsage, Rerating
 from usage.rerating import Effect, preview, rerate
 
@@ -27,6 +29,13 @@ class ReratingForm(forms.ModelForm):
         model = Rerating
         fields = ("first", "last", "model")
         widgets = {name: forms.DateInput(attrs={"type": "date"}) for name in ("first", "last")}
+
+    def clean_first(self) -> date:
+        first: date = self.cleaned_data["first"]
+        # The midnight that it begins with is a moment in every time zone.
+        if first.year < FIRST_YEAR:
+            raise ValidationError(f"Write a day of the year {FIRST_YEAR} or later.")
+        return first
 
     def clean_model(self) -> str:
         return canonical_pattern(self.cleaned_data["model"])

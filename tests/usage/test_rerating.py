@@ -217,6 +217,17 @@ def test_the_page_leaves_what_takes_long_to_the_command(client, monkeypatch):
 
 
 @pytest.mark.django_db
+def test_days_without_records_cost_no_questions(client, django_assert_max_num_queries):
+    make_usage(make_key().row, cost_nano=5)
+    rebuild()
+    client.force_login(make_admin())
+    with django_assert_max_num_queries(40):
+        page = client.post(PAGE, {**ASKED, "first": "1900-01-01", "last": "9999-12-31"}).content.decode()
+    assert "Price 1 records anew" in page
+    assert "errorlist" in client.post(PAGE, {**ASKED, "first": "0001-01-01"}).content.decode()
+
+
+@pytest.mark.django_db
 @pytest.mark.parametrize("fields", [{"first": ""}, {"first": str(date(2027, 1, 1))}, {"last": "soon"}])
 def test_the_page_says_what_is_wrong(client, fields):
     client.force_login(make_admin())
