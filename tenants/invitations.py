@@ -15,6 +15,7 @@ from django.utils import timezone
 from tenants.auditing import change
 from tenants.keys import digest
 from tenants.models import Invitation, Membership, Tenant, User
+from tenants.subjects import one_line
 
 LIFETIME = timedelta(days=7)
 
@@ -51,7 +52,7 @@ def send(new: NewInvitation) -> None:
     """Raises OSError (smtplib's errors are some) when the mail server does not take it."""
     context = {"invitation": new.row, "link": new.link, "days": LIFETIME.days}
     send_mail(
-        f"You are invited to {new.row.tenant} on Ollama Gateway",
+        one_line(f"You are invited to {new.row.tenant} on Ollama Gateway"),
         render_to_string("tenants/mail/invitation.txt", context),
         None,
         [new.row.email],

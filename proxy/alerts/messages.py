@@ -9,6 +9,7 @@ from django.urls import reverse
 from proxy.models import Delivery
 from tenants import money
 from tenants.models import ApiKey, Limit
+from tenants.subjects import one_line
 
 TEST = {"event": "test", "text": "This is a test: the webhook works."}
 
@@ -58,7 +59,7 @@ def mail(delivery: Delivery) -> tuple[str, str]:
     body = delivery.alert.body
     subject = f"{body['threshold']} % used: {body['limit']['text']}"
     link = settings.SITE_URL + reverse("limits")
-    return subject[:200].replace("\n", " "), f"{body['text']}\n\nAll limits and what is left of them: {link}\n"
+    return one_line(subject), f"{body['text']}\n\nAll limits and what is left of them: {link}\n"
 
 
 def _number(metric: str, amount: int) -> int | str:

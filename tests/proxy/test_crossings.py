@@ -17,7 +17,7 @@ from proxy.alerts.crossings import Crossings
 from proxy.alerts.watch import AT_ONCE, AlertsWatch
 from proxy.limits.rules import calendar_window
 from proxy.models import Delivery, Duty, LimitAlert, Webhook
-from tenants.models import ApiKey, Role
+from tenants.models import Role
 from tests.factories import make_key, make_limit, make_tenant, make_user
 from usage.models import DailyUsage
 
@@ -230,18 +230,18 @@ def test_defaults_are_told_for_each_key_apart():
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("end", ["\r", "\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\x1b"], ids=ascii)
-def test_t8_the_name_of_a_key_adds_nothing_to_the_head_of_a_mail(end):
-    tenant = make_tenant()
-    key = make_key(tenant, user=make_user("ada", tenant=tenant, email="ada@example.com")).row
-    ApiKey.objects.filter(pk=key.pk).update(name=f"mine{end}Reply-To: eve@example.com{end}{end}Dear Ada")
-    make_limit(100, metric="tokens", window="day", key=key, alert=True)
+def test_t8_whatever_a_name_holds_the_mail_goes_out_with_a_head_of_ours(end):
+    tenant = make_tenant(f"acme{end}Reply-To: eve@example.com{end}{end}Dear Ada")
+    key = make_key(tenant).row
+    make_user("ada", tenant=tenant, role=Role.OWNER, email="ada@example.com")
+    make_limit(100, metric="tokens", window="day", tenant=tenant, alert=True)
     use(key, 80)
     assert look() == 1
     subject, text = messages.mail(Delivery.objects.get())
     mail = EmailMessage(subject, text, "us@example.com", ["ada@example.com"]).message().as_bytes()
     read = message_from_bytes(mail, policy=default)
     assert "Reply-To" not in read
-    assert read["Subject"].startswith("80 % used: 100 tokens per day for the key mine Reply-To: eve@example.com")
+    assert read["Subject"].endswith("for the tenant acme Reply-To: eve@example.com Dear Ada")
 
 
 @pytest.mark.django_db
