@@ -80,7 +80,7 @@ class QuestionForm(forms.Form):
         return again
 
     def question(self, *, for_operator: bool) -> Question:
-        cleaned = self.cleaned_data
+        cleaned, acting = self.cleaned_data, self.keys.filter(acting_rules__isnull=False)
         return Question(
             address=cleaned["address"],
             path=cleaned["endpoint"].encode(),
@@ -89,6 +89,7 @@ class QuestionForm(forms.Form):
             is_without_key=self.row is None,
             secret=self.secret,
             for_operator=for_operator,
+            acting_keys=None if for_operator else frozenset(acting.values_list("pk", flat=True)),
         )
 
 

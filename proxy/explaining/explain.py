@@ -174,7 +174,12 @@ class _Asking:
         """A call without a key: whether its place in the network stands for one."""
         acting = self.world.snapshot.acting_for(self.question.address)
         self.key = self.world.snapshot.key_acting_for(self.question.address, self.now)
-        if self.key is not None and acting is not None:
+        visible = self.question.acting_keys
+        if self.key is not None and acting is not None and visible is not None and self.key.id not in visible:
+            self.key = None
+            text = "None is needed from there: the call is made as a key that is not yours, of which nothing is told."
+            self.add("key", "Key", Verdict.UNKNOWN, text)
+        elif self.key is not None and acting is not None:
             text = f"None is needed from {acting.network}: the call is made as the key {self.key.prefix}."
             if not self.question.for_operator:
                 text = f"None is needed from there: the call is made as the key {self.key.prefix}."

@@ -29,6 +29,8 @@ class Question:
     secret: bytes = field(repr=False, default=b"")
     # Rules for all, other tenants' load and names of backends are for operators.
     for_operator: bool = True
+    # Of the keys that calls without a key are made as, those that the reader may know of. None: all.
+    acting_keys: frozenset[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

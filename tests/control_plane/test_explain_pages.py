@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from proxy.models import BackendReport, RefusalCount
 from tenants.models import ApiKey, Tenant
-from tests.factories import make_admin, make_backend, make_key, make_tenant, make_user
+from tests.factories import make_admin, make_backend, make_ip_rule, make_key, make_limit, make_tenant, make_user
 
 pytestmark = pytest.mark.django_db
 
@@ -162,3 +162,19 @@ def test_refusals_lead_to_their_explanation(client, backend):
     assert f"{OWN}{link}" in client.get(reverse("key", args=[key.prefix])).content.decode()
     assert f'value="{key.prefix}"' in client.get(f"{OWN}{link}").content.decode()
     assert ApiKey.objects.count() == 1
+
+
+def test_t1_a_call_without_a_key_tells_nothing_of_a_foreign_key_that_it_is_made_as(client, backend):
+    theirs = make_key(make_tenant("other"), "the operator's", models_allowed=["llama3.2"]).row
+    make_ip_rule("10.0.0.0/24", "allow", acts_as=theirs)
+    make_limit(777, key=theirs)
+    mine = make_key(make_tenant("acme")).row
+    make_ip_rule("10.1.0.0/24", "allow", acts_as=mine)
+    client.force_login(member())
+    page = ask(client, OWN).content.decode()
+    assert "a key that is not yours" in page
+    for told_of in (theirs.prefix, theirs.name, "777", "other"):
+        assert told_of not in page, told_of
+    assert mine.prefix in ask(client, OWN, address="10.1.0.5").content.decode()
+    client.force_login(make_admin())
+    assert theirs.prefix in ask(client, ADMIN).content.decode()

@@ -364,3 +364,20 @@ def test_an_owner_is_told_nothing_of_others(here):
     ):
         steps = repr(here.runner.run(explain(question, world_in(runtime))).steps)
         assert not any(word in steps for word in ("10.0.0.0/8", "192.0.2.0/24", "b1", "slots taken"))
+
+
+@pytest.mark.parametrize("visible", [frozenset(), frozenset({1})])
+def test_t1_whose_key_a_place_stands_for_is_told_to_who_may_know_it(here, visible):
+    rules = [IPRuleRow("192.0.2.0/24", "allow", acts_as_id=1), IPRuleRow("192.0.2.9/32", "deny", key_id=1)]
+    runtime, row, _, _ = runtime_of(SimpleNamespace(**{**FINE, "ip_rules": rules}), here)
+    question = Question(
+        address=parse_address("192.0.2.1"), model="llama3.2", is_without_key=True, for_operator=False,
+        acting_keys=visible,
+    )  # fmt: skip
+    told = here.runner.run(explain(question, world_in(runtime)))
+    assert row.id == 1
+    assert (row.prefix in repr(told)) is bool(visible)
+    assert ("192.0.2.9" in repr(told.steps)) is bool(visible)
+    assert told.status == (200 if visible else None)
+    by_name = {step.name: step.verdict for step in told.steps}
+    assert by_name["limits"] == (Verdict.PASSES if visible else Verdict.NOT_ASKED)
