@@ -9,28 +9,19 @@ from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 
 from proxy import cache_report
+from proxy.admin.one_row import OneRowAdmin
 from proxy.models import CachePurge, CacheSettings, CacheUse
 from tenants.administering import ReadOnlyAdmin, ask
 from tenants.models import Tenant
 
 
 @admin.register(CacheSettings)
-class CacheSettingsAdmin(admin.ModelAdmin):
+class CacheSettingsAdmin(OneRowAdmin):
     purpose = (
         "Which answers are kept, for how long, and what they cost. Tenants and keys may have policies of their own."
     )
     list_display = ["__str__", "policy", "ttl_seconds", "charges"]
     fields = ["policy", "ttl_seconds", "charges"]
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return super().has_add_permission(request) and not CacheSettings.objects.exists()
-
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-    def save_model(self, request: HttpRequest, obj: CacheSettings, form: Any, change: bool) -> None:
-        obj.id = 1
-        super().save_model(request, obj, form, change)
 
 
 @admin.register(CachePurge)

@@ -1,12 +1,11 @@
 """Names and rules of models."""
 
-from typing import Any
-
 from django.contrib import admin
-from django.db.models import Model, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils.safestring import SafeString
 
+from proxy.admin.one_row import OneRowAdmin
 from proxy.models import DefaultModels, ModelAlias, ModelPolicy
 from tenants.administering import apply, ask, badge
 
@@ -42,20 +41,10 @@ class ModelAliasAdmin(admin.ModelAdmin):
 
 
 @admin.register(DefaultModels)
-class DefaultModelsAdmin(admin.ModelAdmin):
+class DefaultModelsAdmin(OneRowAdmin):
     purpose = "What answers for gpt-*, claude-* and the names of other services."
     list_display = ["__str__", "chat_model", "embedding_model"]
     fields = ["chat_model", "embedding_model"]
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return super().has_add_permission(request) and not DefaultModels.objects.exists()
-
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-    def save_model(self, request: HttpRequest, obj: DefaultModels, form: Any, change: bool) -> None:
-        obj.id = 1
-        super().save_model(request, obj, form, change)
 
 
 @admin.register(ModelPolicy)
