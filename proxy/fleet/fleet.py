@@ -84,9 +84,11 @@ class Fleet:
         ]
         if stale:
             tasks = [asyncio.ensure_future(watch.newer_than(moment, tags=tags)) for watch in stale]
-            _, late = await asyncio.wait(tasks, timeout=PROBE_PATIENCE)
-            for task in late:
-                task.cancel()
+            try:
+                await asyncio.wait(tasks, timeout=PROBE_PATIENCE)
+            finally:
+                for task in tasks:
+                    task.cancel()  # those that are late, or that nobody waits for any more
 
     def free_slot_for(self, call: Call, tried: Collection[str] = ()) -> BackendState | None:
         """A slot on a backend for one call if one is free and nobody waits; the caller gives it back with `release`.

@@ -303,6 +303,18 @@ async def test_t5_what_a_tenant_shared_once_goes_with_its_purge_and_stays_away(h
     assert await verdicts(home, chat(), key="two") == ["MISS"]
 
 
+async def test_who_leaves_while_the_models_are_looked_up_leaves_nothing_behind(home, fake):
+    fake.faults(hang_before_headers=True, path="/api/tags")
+    asked = asyncio.ensure_future(home.runtime.fleet.refresh(tags=True))
+    await home.until(lambda: fake.gate.waiting == 1)
+    before = asyncio.all_tasks()
+    asked.cancel()
+    await asyncio.wait({asked})
+    home.runtime.fleet.apply([])
+    await home.until(lambda: not [task for task in before & asyncio.all_tasks() if "newer_than" in repr(task)])
+    fake.release()
+
+
 async def test_each_kept_answer_has_its_record_and_costs_what_the_setting_says(home):
     since = datetime(2020, 1, 1, tzinfo=UTC)
     price = PriceRow(1, "*", since, input_nano=10**9, output_nano=10**9, gpu_second_nano=10**9)
