@@ -16,13 +16,12 @@ from django.views.decorators.http import require_safe
 from proxy.model_names import InvalidModelName, parse
 from proxy.models import Backend, BackendReport, ModelAlias
 from proxy.offers import Offer, allowed, offers
-from proxy.rules_watch import policies
+from proxy.rules_watch import policies, price_rows
 from proxy.snapshot import NO_POLICY
 from tenants import money
 from tenants.models import ApiKey
 from tenants.requests import PersonRequest
 from usage.costs import PriceRow, pick
-from usage.models import Price
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,13 @@ def urls() -> list[URLPattern]:
 def models(request: PersonRequest) -> HttpResponse:
     reports = list(BackendReport.objects.current().select_related("backend").order_by("backend__name"))
     sees_all = request.user.is_staff and request.user.has_perm("proxy.view_backend")
-    keys = list(ApiKey.objects.visible_to(request.user).usable())
+    # What they may use, each once: an owner has as many keys as the tenant.
+    keys = {
+        (tuple(names), cloud)
+        for names, cloud in ApiKey.objects.visible_to(request.user)
+        .usable()
+        .values_list("models_allowed", "may_use_cloud")
+    }
     offered = offers() if sees_all else _for_keys(keys)
     return render(request, "models/list.html", {
         "models": list(lines(offered, reports)),
@@ -88,7 +93,7 @@ def models(request: PersonRequest) -> HttpResponse:
 
 def lines(offered: Iterable[Offer], reports: Sequence[BackendReport]) -> Iterator[ModelLine]:
     now = timezone.now()
-    prices = [_row(price) for price in Price.objects.filter(valid_from__lte=now)]
+    prices = price_rows()
     pinned = policies()
     targets = dict(ModelAlias.objects.filter(enabled=True).values_list("pattern", "model"))
     installed = {report.backend.name: {item["name"]: item for item in report.models} for report in reports}
@@ -137,10 +142,10 @@ def _parts(price: PriceRow) -> tuple[str, ...]:
     return tuple(found) or ("0",)
 
 
-def _for_keys(keys: Iterable[ApiKey]) -> list[Offer]:
-    """What at least one of them may use."""
+def _for_keys(keys: Iterable[tuple[tuple[str, ...], bool]]) -> list[Offer]:
+    """What at least one of them may use: (its models, whether cloud models) of each."""
     offered = offers()
-    found = {offer for key in keys for offer in allowed(offered, key.models_allowed, cloud=key.may_use_cloud)}
+    found = {offer for names, cloud in keys for offer in allowed(offered, names, cloud=cloud)}
     return [offer for offer in offered if offer in found]
 
 
@@ -152,10 +157,3 @@ def _served(name: str, targets: Mapping[str, str]) -> str:
         except InvalidModelName:
             continue
     return name
-
-
-def _row(price: Price) -> PriceRow:
-    return PriceRow(
-        price.pk, price.model, price.valid_from, price.backend, price.input_nano, price.output_nano,
-        price.gpu_second_nano, price.kwh_nano, price.watts,
-    )  # fmt: skip

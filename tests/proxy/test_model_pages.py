@@ -1,6 +1,7 @@
 """The page of models: for whom which, where, at which price."""
 
 import re
+from datetime import timedelta
 from html import unescape
 
 import pytest
@@ -75,6 +76,16 @@ def test_no_price_is_not_0_and_prices_may_differ_by_backend(fleet, alice, acme):
     found, _ = models_seen(alice)
     assert "no price" in found["qwen3:8b"]
     assert "0.000000005 per GPU-second on gpu1 no price on gpu2" in found["llama3.2:latest"]
+
+
+@pytest.mark.parametrize("model", ["llama3.2", "Llama3.2:LATEST", "registry.ollama.ai/library/llama3.2"])
+def test_a_price_is_told_by_whatever_name_it_was_written_for(fleet, alice, acme, model):
+    make_key(acme)
+    make_price(model, gpu_second_nano=5)
+    make_price("*", gpu_second_nano=7, valid_from=timezone.now() + timedelta(days=1))
+    found, _ = models_seen(alice)
+    assert "0.000000005 per GPU-second" in found["llama3.2:latest"]
+    assert "no price" in found["qwen3:8b"]
 
 
 def test_t1_members_see_what_their_keys_may_use_and_no_name_of_a_backend(fleet, bob, acme):
