@@ -479,3 +479,20 @@ def test_an_export_into_a_closed_pipe_ends_quietly(tmp_path):
     assert answer.stdout.startswith('"id",')
     assert answer.stdout.splitlines()[-1] == "0"
     assert answer.stderr == ""
+
+
+def test_a_rule_of_owners_does_not_stand_for_the_operators():
+    tenant = make_tenant("acme")
+    IPRule.objects.create(cidr="10.0.0.0/8", action="deny", tenant=tenant, by_owners=True)
+    for changed in (True, False):
+        assert run_json("add_ip_rule 10.0.0.0/8 deny --tenant acme")["changed"] is changed
+    assert sorted(IPRule.objects.values_list("by_owners", flat=True)) == [False, True]
+
+
+def test_who_only_looks_on_from_now_has_no_key_that_works():
+    make_tenant("acme")
+    run("create_user dora --tenant acme --role member")
+    key = make_key(Tenant.objects.get(), user=User.objects.get()).row
+    assert run("create_user dora --tenant acme --role viewer").endswith("Keys switched off: 1.")
+    key.refresh_from_db()
+    assert (key.enabled, key.switched_off_by) == (False, "administrator")

@@ -60,7 +60,7 @@ def without_host_bits(cidr: str) -> str:
 
 
 def existing(rule: IPRule) -> IPRule | None:
-    """A rule that says the same and does not end."""
+    """A rule that says the same and does not end. Those of tenants' owners are theirs to delete, and hold besides."""
     return (
         IPRule.objects.filter(Q(expires_at=None) | Q(expires_at__gt=timezone.now()))
         .filter(
@@ -69,6 +69,7 @@ def existing(rule: IPRule) -> IPRule | None:
             tenant=rule.tenant,
             key=rule.key,
             acts_as=rule.acts_as,
+            by_owners=False,
         )
         .order_by("pk")
         .first()

@@ -3,6 +3,7 @@ from typing import Any
 from django.core.management.base import CommandParser
 
 from tenants.management.administration import AdministrationCommand, Result, save_changes, tenant_named
+from tenants.memberships import settling_keys
 from tenants.models import Membership, Role, User
 
 
@@ -24,11 +25,13 @@ class Command(AdministrationCommand):
             user.full_clean()
             user.save()
         membership = Membership.objects.filter(tenant=home, user=user).first() or Membership(tenant=home, user=user)
-        changed = save_changes(membership, role=role)
+        with settling_keys(Membership.objects.filter(tenant=home, user=user)) as settled:
+            changed = save_changes(membership, role=role)
         data = {"user": user.username, "id": user.pk, "tenant": home.name, "role": role}
         if created:
             return Result(
                 f"Created {user}, {role} of {home}. To let them sign in: manage.py changepassword {user}", data
             )
         verb = "is now" if changed else "already is"
-        return Result(f"{user} {verb} {role} of {home}.", data, changed=changed)
+        off = f" Keys switched off: {settled.keys_off}." if settled.keys_off else ""
+        return Result(f"{user} {verb} {role} of {home}.{off}", data, changed=changed)
