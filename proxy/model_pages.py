@@ -73,12 +73,8 @@ def models(request: PersonRequest) -> HttpResponse:
     reports = list(BackendReport.objects.current().select_related("backend").order_by("backend__name"))
     sees_all = request.user.is_staff and request.user.has_perm("proxy.view_backend")
     # What they may use, each once: an owner has as many keys as the tenant.
-    keys = {
-        (tuple(names), cloud)
-        for names, cloud in ApiKey.objects.visible_to(request.user)
-        .usable()
-        .values_list("models_allowed", "may_use_cloud")
-    }
+    rights = ApiKey.objects.visible_to(request.user).usable().values_list("models_allowed", "may_use_cloud")
+    keys = {(tuple(names), cloud) for names, cloud in rights}
     offered = offers() if sees_all else _for_keys(keys)
     return render(request, "models/list.html", {
         "models": list(lines(offered, reports)),
