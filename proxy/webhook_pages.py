@@ -106,9 +106,10 @@ def show(request: PersonRequest, pk: int) -> HttpResponse:
 
 
 @login_required
-@require_POST
 def renew(request: PersonRequest, pk: int) -> HttpResponse:
     row, clear_text = _webhook(request, pk), new_secret()
+    if request.method != "POST":
+        return render(request, "limits/webhook_renew.html", {"webhook": row})
     row.secret_encrypted = seal(clear_text)
     row.save(update_fields=["secret_encrypted"])
     return shown_once.keep(request, redirect("webhook_secret", row.pk), f"{row.pk} {clear_text}")

@@ -7,6 +7,7 @@ from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import OuterRef, QuerySet, Subquery
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
+from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.safestring import SafeString
 
@@ -73,7 +74,11 @@ class WebhookAdmin(admin.ModelAdmin):
         return self._hand_out(request, obj, request.new_secret)  # type: ignore[attr-defined]
 
     def renew(self, request: HttpRequest, pk: int) -> HttpResponse:
-        row = self._changed(request, pk)
+        row = self._changeable(request, pk)
+        if request.method != "POST":
+            title = {"title": "A new secret for this webhook?", "row": row, "opts": self.opts}
+            context = {**self.admin_site.each_context(request), **title}
+            return TemplateResponse(request, "admin/proxy/webhook/renew.html", context)
         secret = new_secret()
         row.secret_encrypted = seal(secret)
         row.save(update_fields=["secret_encrypted"])
@@ -81,7 +86,9 @@ class WebhookAdmin(admin.ModelAdmin):
         return self._hand_out(request, row, secret)
 
     def test(self, request: HttpRequest, pk: int) -> HttpResponse:
-        row = self._changed(request, pk)
+        if request.method != "POST":
+            raise PermissionDenied
+        row = self._changeable(request, pk)
         sent = deliveries.send_test(webhook=row)
         arrived = sent.state == sent.State.SENT
         said = "The test was sent. " if arrived else "The test did not arrive. "
@@ -95,9 +102,8 @@ class WebhookAdmin(admin.ModelAdmin):
         page = HttpResponseRedirect(reverse("admin:proxy_webhook_secret", args=[row.pk]))
         return shown_once.keep(request, page, secret)
 
-    def _changed(self, request: HttpRequest, pk: int) -> Webhook:
-        """The row of a button; what looks only, changes nothing."""
-        if not self.has_change_permission(request) or request.method != "POST":
+    def _changeable(self, request: HttpRequest, pk: int) -> Webhook:
+        if not self.has_change_permission(request):
             raise PermissionDenied
         row = self.get_object(request, str(pk))
         if row is None:

@@ -195,6 +195,10 @@ def test_the_secret_of_a_webhook_is_shown_once_and_kept_sealed(client, acme, ali
     assert unseal(row.secret_encrypted) == secret
     assert secret.encode() not in bytes(row.secret_encrypted)
     assert secret not in client.get(location, follow=True).content.decode()
+    asked = client.get(reverse("webhook_renew", args=[row.pk])).content.decode()
+    assert "refuses it until the new one is put there" in asked
+    row.refresh_from_db()
+    assert unseal(row.secret_encrypted) == secret
     renewed = client.get(client.post(reverse("webhook_renew", args=[row.pk]))["location"]).context["clear_text"]
     row.refresh_from_db()
     assert renewed != secret
@@ -255,6 +259,13 @@ def test_the_admin_makes_webhooks_for_all_tenants_and_tests_them(client, root, m
     page = client.post(reverse("admin:proxy_webhook_test", args=[row.pk]), follow=True).content.decode()
     assert "The test did not arrive" in page
     assert client.get(reverse("admin:proxy_webhook_test", args=[row.pk])).status_code == 403
+    renew = reverse("admin:proxy_webhook_renew", args=[row.pk])
+    assert "A new secret for this webhook?" in client.get(renew).content.decode()
+    row.refresh_from_db()
+    assert unseal(row.secret_encrypted) == secret
+    renewed = client.get(client.post(renew)["location"]).context["secret"]
+    row.refresh_from_db()
+    assert unseal(row.secret_encrypted) == renewed != secret
     root.email = "root@example.com"
     root.save()
     client.post(reverse("admin:proxy_delivery_test_mail"))
