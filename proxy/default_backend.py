@@ -2,15 +2,14 @@
 
 import logging
 import re
-import socket
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from django.core.exceptions import ValidationError
 
 from proxy.backend_url import normalise_backend_url
 from proxy.models import Backend
-from proxy.resolution import addresses_of, refuse_where_it_leads
+from proxy.resolution import addresses_of, is_of_this_machine, refuse_where_it_leads
 from tenants.auditing import change
 
 logger = logging.getLogger(__name__)
@@ -54,20 +53,9 @@ def leads_to_us(url: str, host: str, port: int) -> bool:
     everywhere = any(address.is_unspecified for address in ours)
     for found in addresses_of(parts.hostname or ""):
         address = ip_address(found)
-        if address in ours or (everywhere and _is_of_this_machine(address)):
+        if address in ours or (everywhere and is_of_this_machine(address)):
             return True
     return False
-
-
-def _is_of_this_machine(address: IPv4Address | IPv6Address) -> bool:
-    """Only an address of this machine can be bound to."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.bind((str(address), 0))
-    except OSError:
-        return False
-    return True
 
 
 def own(url: str) -> Backend:

@@ -8,7 +8,7 @@ from django.core.exceptions import ValidationError
 
 from proxy.backend_url import normalise_backend_url
 from proxy.models import WorkerReport
-from proxy.resolution import addresses_of, refuse_where_it_leads
+from proxy.resolution import addresses_of, is_of_this_machine, refuse_where_it_leads
 
 Address = IPv4Address | IPv6Address
 WILDCARDS = frozenset(map(ip_address, ("0.0.0.0", "::")))  # noqa: S104 - compared, not bound
@@ -46,20 +46,9 @@ def refuse_own_listener(url: str) -> None:
 def _leads_there(addresses: set[Address], listener: Address, on_this_machine: bool) -> bool:
     listener = _unmapped(listener)
     if listener in WILDCARDS:
-        return on_this_machine and any(_is_of_this_machine(address) for address in addresses)
+        return on_this_machine and any(is_of_this_machine(address) for address in addresses)
     # Each machine has a loopback of its own.
     return listener in addresses and (on_this_machine or not listener.is_loopback)
-
-
-def _is_of_this_machine(address: Address) -> bool:
-    """Only one's own addresses can be bound."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.bind((str(address), 0))
-    except OSError:
-        return False
-    return True
 
 
 def _unmapped(address: Address) -> Address:

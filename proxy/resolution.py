@@ -1,8 +1,11 @@
-"""Where a backend's name leads, asked when it is saved (threat B14); upstream/ asks again at each connect."""
+"""Where a backend's name leads, asked when it is saved (threat B14); upstream/ asks again at each connect.
+
+And whether an address is one of this machine.
+"""
 
 import socket
 from contextlib import suppress
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from threading import Thread
 from urllib.parse import urlsplit
 
@@ -30,3 +33,14 @@ def addresses_of(host: str) -> list[str]:
     thread.start()
     thread.join(PATIENCE_SECONDS)
     return list(found)
+
+
+def is_of_this_machine(address: IPv4Address | IPv6Address) -> bool:
+    """Only one's own addresses can be bound."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(address), 0))
+    except OSError:
+        return False
+    return True
