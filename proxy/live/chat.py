@@ -20,7 +20,7 @@ from proxy.consumers import GatewayConsumer
 from proxy.live.sockets import SignedInSocket, quiet
 from proxy.runtime import Runtime
 from proxy.snapshot import Key
-from tenants.models import ApiKey
+from tenants.models import ApiKey, Membership, Role
 
 logger = logging.getLogger(__name__)
 
@@ -198,9 +198,11 @@ _making: set[asyncio.Task[None]] = set()
 
 
 def _key_of(user_id: int, prefix: str) -> int | None:
-    """A key that somebody has for themself; whether it may be used is the rules' to say."""
-    prefix = prefix.replace("\x00", "")
-    return ApiKey.objects.filter(user=user_id, prefix=prefix, revoked_at=None).values_list("pk", flat=True).first()
+    """A key that somebody has for themself, where they may have keys, as on the page; whether it may be used is the
+    rules' to say."""
+    memberships = Membership.objects.filter(user=user_id, tenant__archived_at=None).exclude(role=Role.VIEWER)
+    keys = ApiKey.objects.filter(user=user_id, tenant__in=memberships.values("tenant"), revoked_at=None)
+    return keys.filter(prefix=prefix.replace("\x00", "")).values_list("pk", flat=True).first()
 
 
 def messages_in(lines: list[bytes]) -> list[dict[str, Any]]:
