@@ -130,6 +130,9 @@ def key(request: PersonRequest) -> HttpResponse:
 
 def _first_tenant(request: PersonRequest) -> Tenant:
     tenant, _ = Tenant.objects.get_or_create(name="default")
+    if tenant.archived_at or not tenant.enabled:
+        text = "is switched off or was deleted, so the key would not work. Bring it back in the admin, under Tenants."
+        raise PermissionDenied(f"The tenant “{tenant}” {text}")
     Membership.objects.update_or_create(tenant=tenant, user=request.user, defaults={"role": Role.OWNER})
     return tenant
 

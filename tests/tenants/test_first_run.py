@@ -11,7 +11,7 @@ from django.urls import reverse
 from proxy.models import Backend
 from tenants import first_run
 from tenants.models import ApiKey, SetupLink, User
-from tests.factories import NOON, PASSWORD, make_admin, make_key, make_usage, make_user
+from tests.factories import NOON, PASSWORD, make_admin, make_key, make_tenant, make_usage, make_user
 
 pytestmark = pytest.mark.django_db
 
@@ -97,6 +97,16 @@ def test_the_answer_is_told_with_its_tokens_and_speed(client):
     make_usage(key, at=NOON + timedelta(minutes=1), completion_tokens=30, decode_us=2_000_000, total_us=2_500_000)
     told = client.get(state).json()
     assert (told["ok"], told["answer_tokens"], told["tokens_per_second"], told["seconds"]) == (True, 30, 15.0, 2.5)
+
+
+@pytest.mark.parametrize("state", [{"archived_at": NOON}, {"enabled": False}])
+def test_no_key_is_made_in_a_tenant_that_is_off(client, state):
+    make_tenant("default", **state)
+    client.force_login(make_admin())
+    answer = client.post(reverse("setup_key"), {"name": "first key"})
+    assert answer.status_code == 403
+    assert "in the admin, under Tenants" in answer.content.decode()
+    assert not ApiKey.objects.exists()
 
 
 def test_a_backend_that_the_environment_owns_is_not_changed_here(client):
