@@ -1,6 +1,7 @@
 """Who uses the gateway."""
 
 from django.contrib.auth.models import AbstractUser
+from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Q
@@ -117,6 +118,14 @@ class User(AbstractUser, Audited):
     """A person who can sign in. Inactive users' keys stop working at once."""
 
     tenants = models.ManyToManyField(Tenant, through="Membership", related_name="users")
+
+    def clean(self) -> None:
+        super().clean()
+        # Names are asked for without regard to case: of two, neither could sign in. The same one is refused as such.
+        others = User.objects.filter(username__iexact=self.username).exclude(username=self.username)
+        is_as_before = self.pk is not None and User.objects.filter(pk=self.pk, username=self.username).exists()
+        if not is_as_before and others.exclude(pk=self.pk).exists():
+            raise ValidationError({"username": "Somebody has this name already, in other letters. Choose another."})
 
     def tenants_with_role(self, *roles: str) -> models.QuerySet[Tenant]:
         return Tenant.objects.filter(archived_at=None, pk__in=self.memberships.filter(role__in=roles).values("tenant"))

@@ -12,16 +12,19 @@ from allauth.mfa.totp.internal.auth import (
     yield_hotp_counters_from_time,
 )
 from django.core import mail
+from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test import Client
 from django.urls import reverse
 
+from tenants.management_tokens import create_token
 from tenants.models import User
 from tenants.rate_limits import SECOND_FACTOR
 from tests.factories import PASSWORD, make_admin, make_user
 
 pytestmark = pytest.mark.django_db
 
+NO_MEMBERSHIPS = {"memberships-TOTAL_FORMS": "0", "memberships-INITIAL_FORMS": "0"}
 NEW_PASSWORD = "a fresh battery staples horses"
 
 
@@ -221,3 +224,27 @@ def test_every_page_of_the_account_opens(client, nina):
         answer = client.get(reverse(name))
         assert answer.status_code == 200, name
         assert " style=" not in answer.content.decode(), name
+
+
+def test_nobody_gets_a_name_that_differs_from_anothers_in_case_alone(client, root, alice, bob):
+    """allauth asks without regard to it: neither of them could sign in by name any more."""
+    program = create_token(root, "test", ["people:write"]).clear_text
+    refused = client.post(
+        "/manage/api/users", {"username": "Alice"}, "application/json", headers={"authorization": f"Bearer {program}"}
+    )
+    assert (refused.status_code, refused.json()["error"]["field"]) == (422, "username")
+    with pytest.raises(CommandError, match="has this name already"):
+        call_command("create_user", "ALICE", tenant="acme", role="member")
+    client.force_login(root)
+    fields = {"username": "aLice", "is_active": "on", "date_joined_0": "2026-01-01", "date_joined_1": "00:00"}
+    page = client.post(reverse("admin:tenants_user_change", args=[bob.pk]), {**fields, **NO_MEMBERSHIPS})
+    assert "has this name already" in page.content.decode()
+    assert User.objects.filter(username__iexact="alice").get() == alice
+    # Whoever has such a name from before goes on to be changed, and changes the case of their own.
+    User.objects.filter(pk=bob.pk).update(username="ALICE")
+    bob.refresh_from_db()
+    bob.full_clean()
+    User.objects.filter(pk=bob.pk).update(username="bob")
+    bob.refresh_from_db()
+    bob.username = "Bob"
+    bob.full_clean()
