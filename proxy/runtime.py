@@ -239,9 +239,21 @@ class Runtime:
         if isinstance(refusal, TooManyRequests) and refusal.ran_out is not None:
             self.alerts.ran_out(*refusal.ran_out)
         if isinstance(refusal, Unauthorized | Forbidden) and code != "ip_denied" and self.snapshot is not None:
-            cause, prefix = self.admission.explain(self.snapshot, headers, call.started_epoch, call.path_key)
-            code = cause if code == "invalid_key" else code
+            code, prefix = self._explained(self.snapshot, call, headers, refusal)
         self.worker_reports.refused(call.started_epoch, code, prefix)
+
+    def _explained(self, snapshot: Snapshot, call: Call, headers: Headers, refusal: Refusal) -> tuple[str, str]:
+        """(true cause, prefix of the key on whose page it is told)"""
+        code, now = refusal.code, call.started_epoch
+        cause, prefix = self.admission.explain(snapshot, headers, now, call.path_key)
+        if prefix or (call.key is None and isinstance(refusal, Unauthorized)):
+            return cause if code == "invalid_key" else code, prefix
+        # The key was not sent: the call is of a network that needs none, or of the playground.
+        key = call.key or snapshot.key_acting_for(call.address, now)
+        row = snapshot.tables.keys.get(key.id) if key is not None else None
+        if code == "invalid_key" and row is not None:
+            code = snapshot.why_unusable(row, now) or "key_ip_denied"
+        return code, key.prefix if key is not None else ""
 
     def recorded(self, call: Call, row: Row) -> None:
         """A call has ended, with its completed record."""

@@ -45,9 +45,9 @@ class OwnCall(GatewayConsumer):
         key = snapshot.key(self.key_id, call.started_epoch)
         if key is None:
             raise not_accepted()
+        call.key = key  # before it is judged: a refusal is told on its page
         check_place(key, call.address)
         check_right(key, call.route)
-        call.key = key
         return key
 
 
