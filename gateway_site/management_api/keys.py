@@ -101,7 +101,7 @@ class Keys(Resource):
     # pages other than the admin's do not have, or have for owners alone.
     RIGHTS_OF_SUPERUSERS = ("may_manage", "may_use_cloud")
     BOUNDS = ("models_allowed", "expires_at")
-    OF_THE_ADMIN = ("may_infer", "may_list")
+    OF_THE_ADMIN = ("may_infer", "may_list", "cache_policy")
     OF_OWNERS = ("weight",)
 
     def rows(self, caller: Caller) -> QuerySet[Any]:

@@ -349,3 +349,14 @@ def test_as_many_invitations_are_sent_as_by_the_page(alice, root, acme, program,
     assert program(root).post("invitations", body).status_code == 201
     settings.EMAIL_IS_SENT = False
     assert program(alice).post("invitations", body).status_code == 201
+
+
+def test_t3_which_answers_a_key_is_given_again_is_said_by_administrators(alice, bob, root, acme, program):
+    """As on the pages: a tenant whose policy is off is not to be overridden by those in it."""
+    key = make_key(acme, user=bob).row
+    body = {"tenant": "acme", "user": "bob", "name": "k", "cache_policy": "all"}
+    for who in (bob, alice):
+        assert error(program(who).patch(f"keys/{key.prefix}", {"cache_policy": "all"}), 403)[0] == "not_permitted"
+        assert error(program(who).post("keys", body), 403)[0] == "not_permitted"
+        assert program(who).patch(f"keys/{key.prefix}", {"cache_policy": ""}).status_code == 200
+    assert program(root).patch(f"keys/{key.prefix}", {"cache_policy": "all"}).json()["cache_policy"] == "all"
