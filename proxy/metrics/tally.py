@@ -13,6 +13,8 @@ METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 # The most kinds of calls, and of (address, endpoint, status), that are told apart.
 MOST_CELLS = 2000
 MOST_BY_ADDRESS = 2000
+# Thousandths of a token a second. Beyond it a backend has not told the truth; and sums must stay below 64 bits (B).
+MOST_RATE = 1_000_000_000
 
 # Outcomes of answers that were made for another call: how fast they come says nothing of a model.
 _NOT_GENERATED = ("cached", "coalesced")
@@ -92,7 +94,7 @@ class Tally:
                 each = decoding // completion
                 values[_PER_TOKEN.sum] += each
                 values[_PER_TOKEN.bucket(each)] += 1
-                rate = completion * 1_000_000_000 // decoding
+                rate = min(completion * 1_000_000_000 // decoding, MOST_RATE)
                 values[_RATE.sum] += rate
                 values[_RATE.bucket(rate)] += 1
         self._count_address(row[_ADDRESS] or NONE, route.path, call.status)

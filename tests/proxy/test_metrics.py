@@ -5,12 +5,14 @@ import random
 import threading
 import time
 
+import orjson
 import pytest
 
 from proxy.call import Call
 from proxy.client_address import client_address
 from proxy.configuration import Configuration
 from proxy.ledger.rows import AT, COLUMNS
+from proxy.metering import MAX_TOKENS
 from proxy.metrics import Metrics, families, host, written
 from proxy.metrics.labels import MOST, OTHER, Labels
 from proxy.metrics.layout import DURATION, RATE, SECONDS, SIZE
@@ -99,6 +101,16 @@ def test_a_stream_that_does_not_say_how_long_it_took_is_measured_from_its_first_
     tally = Tally(Labels())
     tally.admitted(*ended_call(decode_us=0, total_us=2_400_000, first_token_us=400_000))
     assert shown(tally).total("gateway_tokens_per_second_sum") == 10
+
+
+def test_what_a_backend_reports_cannot_make_sums_too_large_to_be_told():
+    tally = Tally(Labels())
+    for _ in range(10):
+        tally.admitted(*ended_call(completion_tokens=MAX_TOKENS, decode_us=1))
+    many = Sum()
+    for _ in range(1000):
+        many.add(tally.told())
+    assert orjson.loads(orjson.dumps(many.told())) == many.told()
 
 
 @pytest.mark.parametrize("outcome", ["cached", "coalesced"])
