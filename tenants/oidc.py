@@ -11,6 +11,7 @@ from allauth.socialaccount.providers.oauth2.views import OAuth2CallbackView, OAu
 from allauth.socialaccount.providers.openid_connect.views import OpenIDConnectOAuth2Adapter
 from django.conf import settings
 from django.contrib import messages
+from django.db import transaction
 from django.db.models import Q
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
@@ -68,8 +69,16 @@ class SocialAccountAdapter(DefaultSocialAccountAdapter):
         return bool(_invitation(sociallogin) or settings.OIDC_AUTO_TENANT)
 
     def save_user(self, request: HttpRequest, sociallogin: Any, form: Any = None) -> User:
+        try:
+            with transaction.atomic():
+                return self._save_in_tenant(request, sociallogin, form)
+        except invitations.NotOpen:
+            messages.error(request, "The invitation was used or withdrawn at this moment. Ask for another invitation.")
+            raise ImmediateHttpResponse(redirect("account_login")) from None
+
+    def _save_in_tenant(self, request: HttpRequest, sociallogin: Any, form: Any) -> User:
         invitation = _invitation(sociallogin)
-        user = super().save_user(request, sociallogin, form)
+        user: User = super().save_user(request, sociallogin, form)
         if invitation is not None:
             invitations.accept(invitation, user)
         elif settings.OIDC_AUTO_TENANT:

@@ -4,11 +4,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from allauth.socialaccount.models import SocialAccount
+from django.db.models.signals import pre_save
 from django.urls import reverse
+from django.utils import timezone
 
 from gateway_site.page_headers import content_security_policy
 from tenants import invitations
-from tenants.models import Role, Tenant, User
+from tenants.models import Invitation, Role, Tenant, User
 from tests.factories import make_user
 from tests.tenants.issuer import CLIENT_ID, Issuer
 
@@ -69,6 +71,22 @@ def test_who_was_invited_comes_in_with_the_role_of_the_invitation(client, issuer
     client.logout()
     sign_in(client)  # the invitation is used up, and not needed any more
     assert who(client) == nina
+
+
+def test_an_invitation_that_is_withdrawn_at_this_moment_makes_no_account(client, issuer, acme, alice):
+    new = invitations.invite(acme, "nina@example.com", Role.VIEWER, alice)
+
+    def withdraw(**_):
+        Invitation.objects.filter(pk=new.row.pk).update(withdrawn_at=timezone.now())
+
+    pre_save.connect(withdraw, sender=User)
+    try:
+        answer = client.get(sign_in(client)["location"])
+    finally:
+        pre_save.disconnect(withdraw, sender=User)
+    assert "Ask for another invitation" in answer.content.decode()
+    assert not who(client).is_authenticated
+    assert not User.objects.exclude(pk=alice.pk).exists()
 
 
 def test_who_was_not_invited_stays_out(client, issuer):
