@@ -17,7 +17,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +138,9 @@ class SharedNumbers:
 
     def _remove_abandoned(self) -> None:
         for path in self.directory.parent.iterdir():
-            if path != self.directory and path.stat().st_mtime < time.time() - ABANDONED_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
+            with suppress(FileNotFoundError):  # others begin at the same moment, and remove them, too
+                if path != self.directory and path.stat().st_mtime < time.time() - ABANDONED_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def _wait_for(lock: int, how: int) -> None:

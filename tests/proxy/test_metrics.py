@@ -1,6 +1,7 @@
 """What calls add up to, and what of it is shown: bounded, and the same whoever is asked (threats L8, L9)."""
 
 import fcntl
+import os
 import random
 import threading
 import time
@@ -16,7 +17,7 @@ from proxy.metering import MAX_TOKENS
 from proxy.metrics import Metrics, families, host, written
 from proxy.metrics.labels import MOST, OTHER, Labels
 from proxy.metrics.layout import DURATION, RATE, SECONDS, SIZE
-from proxy.metrics.shared import SharedNumbers
+from proxy.metrics.shared import ABANDONED_SECONDS, SharedNumbers
 from proxy.metrics.tally import Sum, Tally
 from proxy.model_names import parse
 from proxy.routes import ROUTES
@@ -293,6 +294,18 @@ def test_l9_a_file_that_cannot_be_read_is_left_out(tmp_path, damage):
     tell(one, 3)
     (one.directory / f"{other.name}.json").write_bytes(damage)
     assert counted(one) == 3
+
+
+def test_l9_what_hosts_that_are_gone_have_left_is_removed_also_by_several_at_once(tmp_path):
+    for name in ("gone", "running"):
+        (tmp_path / name).mkdir()
+    long_ago = time.time() - 2 * ABANDONED_SECONDS
+    os.utime(tmp_path / "gone", (long_ago, long_ago))
+    (tmp_path / "removed").symlink_to(tmp_path / "by another process")
+    one = SharedNumbers(tmp_path, "one")
+    one.open()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "removed", "running"]
+    one.close()
 
 
 def test_a_directory_that_cannot_be_written_leaves_the_numbers_of_one_process(tmp_path):
