@@ -73,7 +73,7 @@ def new(request: PersonRequest, tenant: int) -> HttpResponse:
 @login_required
 @transaction.atomic
 def edit(request: PersonRequest, pk: int) -> HttpResponse:
-    row = _own(request, pk)
+    row = _own(request, pk, lock=request.method == "POST")
     assert row.managed_by is not None
     form = OwnersLimitForm(request.POST or None, instance=row, tenant=row.managed_by)
     if request.method == "POST" and form.is_valid():
@@ -131,9 +131,11 @@ def bars_of(user: User, count: Count) -> list[LimitState]:
     return sorted((state for state in found if state.used is not None), key=lambda state: -state.percent)[:SOME_BARS]
 
 
-def _own(request: PersonRequest, pk: int) -> Limit:
+def _own(request: PersonRequest, pk: int, *, lock: bool = False) -> Limit:
     """Those that administrators set are not to be changed here, and answer like those that are not there (T1)."""
     rows = Limit.objects.select_related("tenant", "user", "key", "managed_by")
+    if lock:
+        rows = rows.select_for_update(of=("self",))
     return get_object_or_404(rows, pk=pk, managed_by__in=request.user.tenants_owned())
 
 

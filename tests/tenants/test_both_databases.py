@@ -4,12 +4,13 @@ import threading
 
 from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from proxy import demo
 from tenants import first_run, invitations
 from tenants.models import ApiKey, SetupLink, User
-from tests.factories import PASSWORD
+from tests.factories import PASSWORD, make_limit, make_tenant, make_user
 from usage import reports
 from usage.rollups import reconcile
 
@@ -56,6 +57,25 @@ def test_the_numbers_of_the_demo_are_on_its_pages(database):
         rows = reports.rows(report)
         assert sum(row.totals.requests for row in rows) == report.totals.requests > 500
         assert sum(row.totals.cost_nano for row in rows) == report.totals.cost_nano > 0
+
+
+def test_a_limit_that_is_changed_is_locked_so_that_nobody_deletes_it_meanwhile(database):
+    """Else the change would make it anew."""
+    tenant = make_tenant("acme")
+    ada = make_user("ada", tenant=tenant, role="owner")
+    limit = make_limit(10, tenant=tenant, window="day", managed_by=tenant)
+    client = Client()
+    client.force_login(ada)
+    fields = {"amount": "20", "mode": "enforce"}
+    with CaptureQueriesContext(connection) as queries:
+        assert client.post(reverse("limit_edit", args=[limit.pk]), fields).status_code == 302
+    looked = [
+        query["sql"] for query in queries if query["sql"].startswith("SELECT") and "tenants_limit" in query["sql"]
+    ]
+    if connection.vendor == "postgresql":  # SQLite has one writer at a time
+        assert 'FOR UPDATE OF "tenants_limit"' in looked[0]
+    limit.refresh_from_db()
+    assert limit.amount == 20
 
 
 def test_an_invitation_is_accepted_once_by_two_who_click_at_the_same_time(postgres_url, transactional_db):
