@@ -240,6 +240,7 @@ class RotationForm(forms.Form):
         widget=forms.RadioSelect,
         help_text="Long enough to put the new one everywhere. Its last use is shown on the page of the key.",
     )
+    version = forms.CharField(required=False, max_length=40, widget=forms.HiddenInput)
 
     @property
     def chosen(self) -> timedelta:

@@ -117,13 +117,28 @@ def issue(row: ApiKey, prefix: str = "") -> NewKey:
     return NewKey(row, clear_text)
 
 
-def rotate_key(key: ApiKey, overlap: timedelta, now: datetime | None = None) -> NewKey:
-    """A new secret under the same row; the old one works until the overlap ends."""
+class RotatedMeanwhile(Exception):
+    """By somebody else, or by a button that was pressed twice. Once more, and the secret that programs have would stop
+    at once."""
+
+
+def rotation_of(key: ApiKey) -> str:
+    """What tells the last rotation of a key from the one before, for a form to hold."""
+    return f"{key.previous_expires_at:%Y%m%d%H%M%S%f}" if key.previous_expires_at else "none"
+
+
+def rotate_key(key: ApiKey, overlap: timedelta, now: datetime | None = None, *, after: str = "") -> NewKey:
+    """A new secret under the same row; the old one works until the overlap ends.
+
+    `after`: the rotation_of the key that a form was made for; raises RotatedMeanwhile if it is not the last any more.
+    """
     _, fresh = make_clear_text()
     body = f"{BRAND}_{key.prefix}_{fresh[13:-CHECKSUM_LENGTH]}"
     clear_text = body + checksum(body.encode()).decode()
     with transaction.atomic():
         row = ApiKey.objects.select_for_update().get(pk=key.pk)
+        if after and after != rotation_of(row):
+            raise RotatedMeanwhile
         row.previous_digest, row.previous_expires_at = row.digest, (now or timezone.now()) + overlap
         row.digest = digest(clear_text.encode(), settings.KEY_PEPPER)
         row.save(update_fields=["digest", "previous_digest", "previous_expires_at"])

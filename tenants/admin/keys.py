@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 from django import forms
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import Q, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
@@ -16,7 +16,7 @@ from django.utils.safestring import SafeString
 from tenants import shown_once
 from tenants.administering import apply, ask, badge, moment, save_what_changed, showing_secret
 from tenants.authority import BOUNDS, switched
-from tenants.keys import issue, rotate_key
+from tenants.keys import RotatedMeanwhile, issue, rotate_key, rotation_of
 from tenants.models import ApiKey, Authority
 
 TONES = {"active": "ok", "disabled": "warn", "expired": "off", "revoked": "bad"}
@@ -42,6 +42,7 @@ class RotationForm(forms.Form):
         initial="24",
         help_text="Long enough to bring the new one to every app that uses it.",
     )
+    version = forms.CharField(required=False, max_length=40, widget=forms.HiddenInput)
 
 
 class KeyState(admin.SimpleListFilter):
@@ -151,9 +152,15 @@ class ApiKeyAdmin(admin.ModelAdmin):
         key = self._get(request, pk)
         if not self.may_rotate(request, key):
             raise PermissionDenied
-        form = RotationForm(request.POST or None)
+        form = RotationForm(request.POST or None, initial={"version": rotation_of(key)})
         if request.method == "POST" and form.is_valid():
-            made = rotate_key(key, timedelta(hours=int(form.cleaned_data["overlap"])))
+            overlap = timedelta(hours=int(form.cleaned_data["overlap"]))
+            try:
+                made = rotate_key(key, overlap, after=form.cleaned_data["version"])
+            except RotatedMeanwhile:
+                text = "The key was rotated just now, and not once more: look before you do it again."
+                self.message_user(request, text, messages.WARNING)
+                return HttpResponseRedirect(reverse("admin:tenants_apikey_secret", args=[key.pk]))
             self.log_change(request, key, f"Rotated; the old secret works for {form.cleaned_data['overlap']} h more.")
             return self._hand_out(request, key, made.clear_text)
         context = {

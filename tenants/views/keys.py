@@ -18,7 +18,7 @@ from django.views.decorators.http import require_POST, require_safe
 from tenants import authority, rate_limits, shown_once
 from tenants.authority import AreWithin, authority_in, may_undo
 from tenants.forms import KeyForm, RotationForm
-from tenants.keys import PREFIX_LENGTH, create_key, rotate_key
+from tenants.keys import PREFIX_LENGTH, RotatedMeanwhile, create_key, rotate_key, rotation_of
 from tenants.models import ApiKey, Authority, User
 from tenants.rate_limits import limited
 from tenants.requests import PersonRequest
@@ -181,9 +181,13 @@ def rotate(request: PersonRequest, prefix: str) -> HttpResponse:
         raise PermissionDenied("This key was brought along from elsewhere. Make a new one instead, and revoke this.")
     if not _may_know_secret(request.user, key):
         raise PermissionDenied(f"This key has rights that were given to {key.user}, who alone may rotate it.")
-    form = RotationForm(request.POST or None)
+    form = RotationForm(request.POST or None, initial={"version": rotation_of(key)})
     if request.method == "POST" and form.is_valid():
-        made = rotate_key(key, form.chosen)
+        try:
+            made = rotate_key(key, form.chosen, after=form.cleaned_data["version"])
+        except RotatedMeanwhile:
+            messages.warning(request, "The key was rotated just now, and not once more: look before you do it again.")
+            return redirect("key_secret", prefix)
         return shown_once.keep(request, redirect("key_secret", prefix), made.clear_text)
     return render(request, "tenants/keys/rotate.html", {"form": form, "key": key})
 

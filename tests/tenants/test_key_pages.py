@@ -170,6 +170,23 @@ def test_a10_a_rotated_key_has_a_new_secret_and_the_old_one_ends_when_chosen(cli
     assert timedelta(minutes=58) < left <= timedelta(hours=1)
 
 
+@pytest.mark.parametrize("name", ["key_rotate", "admin:tenants_apikey_rotate"])
+def test_pressing_twice_rotates_once_so_that_the_old_secret_goes_on_working(client, bob, root, settings, name):
+    made = make_key(bob.tenants.get(), user=bob)
+    client.force_login(root if name.startswith("admin") else bob)
+    url = reverse(name, args=[made.row.pk if name.startswith("admin") else made.row.prefix])
+    page = client.get(url)
+    form = {"overlap": page.context["form"]["overlap"].value(), "version": page.context["form"]["version"].value()}
+    assert f'value="{form["version"]}"' in page.content.decode()
+    secrets = [client.get(client.post(url, form)["location"], follow=True) for _ in range(2)]
+    key = ApiKey.objects.get()
+    assert bytes(key.previous_digest) == digest(made.clear_text.encode(), settings.KEY_PEPPER)
+    assert "rotated just now" in secrets[1].content.decode()
+    again = client.get(url).context["form"]["version"].value()
+    assert client.post(url, form | {"version": again}).status_code == 302
+    assert bytes(ApiKey.objects.get().previous_digest) == bytes(key.digest)
+
+
 def test_a_key_is_switched_off_and_on_and_revoked_after_a_question(client, bob):
     key = make_key(bob.tenants.get(), user=bob).row
     client.force_login(bob)
