@@ -142,6 +142,11 @@ class Spool:
         """Whether a call of ordinary size would be admitted."""
         return not self.problem and self._has_room(CLOSE_EXTRA)
 
+    @property
+    def is_filling(self) -> bool:
+        """Whether half of the bound is used."""
+        return 2 * self.size > self.max_bytes
+
     def mend(self) -> None:
         """Tries whether the disk takes entries again; to be called now and then while there is a problem."""
         try:

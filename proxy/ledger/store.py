@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import orjson
@@ -24,7 +23,7 @@ from django.db import (
 
 from proxy.ledger.rows import AT, COLUMNS, Row
 from usage.models.records import SUCCESSES
-from usage.rollups import BUCKET, MEASURES, OWNER, day_of, totals_of
+from usage.rollups import BUCKET, MEASURES, OWNER, added_up, day_of, totals_of
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +42,6 @@ _STARTED, _FINISHED, _ESTIMATED = AT["started_at"], AT["finished_at"], AT["estim
 
 # What tells rows of a roll-up apart → sums, in the order of _SUMS.
 Sums = Mapping[tuple[Any, ...], Sequence[int]]
-_Counts = dict[tuple[Any, ...], list[int]]
 
 
 class Store:
@@ -106,17 +104,17 @@ class Store:
         return used
 
     def _add_sums(self, writer: "_Writer", rows: Iterable[Row]) -> None:
-        buckets: _Counts = {}
-        labelled: _Counts = {}
+        counted: list[tuple[tuple[Any, ...], Sequence[int]]] = []
+        with_label: list[tuple[tuple[Any, ...], Sequence[int]]] = []
         for row in rows:
             start = int(row[_STARTED]) // _BUCKET_SECONDS * _BUCKET_SECONDS
             owner = (start, row[4], row[6], row[9], row[13], row[11])
             cost, decode_us, completion_tokens = row[37], row[25], row[30]
             values = (
                 1,
-                row[19] not in _SUCCESSES,
-                bool(row[_ESTIMATED]),
-                cost is None,
+                0 if row[19] in _SUCCESSES else 1,
+                1 if row[_ESTIMATED] else 0,
+                1 if cost is None else 0,
                 row[29],
                 completion_tokens,
                 cost or 0,
@@ -124,12 +122,11 @@ class Store:
                 row[27],
                 completion_tokens if decode_us else 0,
             )
-            _count(buckets, owner, values)
+            counted.append((owner, values))
             if row[8]:
-                _count(labelled, (self._day(start), *owner[1:], row[8]), values)
-        days: _Counts = {}
-        for (start, *whose), sums in buckets.items():
-            _count(days, (self._day(start), *whose), sums)
+                with_label.append(((self._day(start), *owner[1:], row[8]), values))
+        buckets, labelled = added_up(counted), added_up(with_label)
+        days = added_up(((self._day(start), *whose), sums) for (start, *whose), sums in buckets.items())
         starts = {(self._start(start), *whose): sums for (start, *whose), sums in buckets.items()}
         # The totals last: all workers add to the same few rows, and wait for whoever has them to commit.
         rollups = ((_BUCKETS, starts), (_DAYS, days), (_END_USERS, labelled), (_TOTALS, totals_of(days, labelled)))
@@ -166,14 +163,6 @@ class Store:
 def _is_fault_of_row(exc: Exception) -> bool:
     """Whether a row can never be stored. A table or a right that is missing may come yet."""
     return not isinstance(exc, ProgrammingError) or not getattr(exc.__cause__, "sqlstate", None)
-
-
-def _count(sums: _Counts, owner: tuple[Any, ...], values: Sequence[int]) -> None:
-    found = sums.get(owner)
-    if found is None:
-        found = sums[owner] = [0] * len(_SUMS)
-    for position, value in enumerate(values):
-        found[position] += value
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,12 +210,7 @@ class _SqliteWriter(_Writer):
 
     def insert(self, rows: Sequence[Row]) -> list[Row]:
         """The transaction holds SQLite's one write lock, so nobody comes in between."""
-        known: set[str] = set()
-        for first in range(0, len(rows), 500):
-            ids = [row[0] for row in rows[first : first + 500]]
-            marks = ", ".join(["?"] * len(ids))
-            found = self.cursor.execute(f"SELECT id FROM usage_usagerecord WHERE id IN ({marks})", ids)  # noqa: S608
-            known.update(pk for (pk,) in found)
+        known = self._known([row[0] for row in rows])
         fresh = []
         for row in rows:
             if row[0] not in known:
@@ -235,11 +219,22 @@ class _SqliteWriter(_Writer):
         for part in _parts(fresh):
             values: list[Any] = []
             for row in part:
-                values += row[:_STARTED]
-                values += _sqlite_time(row[_STARTED]), _sqlite_time(row[_FINISHED])
-                values += row[_FINISHED + 1 :]
+                values += (*row[:_STARTED], _utc(row[_STARTED]), _utc(row[_FINISHED]), *row[_FINISHED + 1 :])
             self.cursor.execute(_inserted("usage_usagerecord", COLUMNS, len(part)), values)
         return fresh
+
+    def _known(self, ids: Sequence[str]) -> set[str]:
+        """Those that are there. Ids go with the time: mostly there is none at all between the first and the last."""
+        between = "SELECT 1 FROM usage_usagerecord WHERE id BETWEEN ? AND ? LIMIT 1"
+        if self.cursor.execute(between, (min(ids), max(ids))).fetchone() is None:
+            return set()
+        known: set[str] = set()
+        for first in range(0, len(ids), 500):
+            some = ids[first : first + 500]
+            marks = ", ".join(["?"] * len(some))
+            found = self.cursor.execute(f"SELECT id FROM usage_usagerecord WHERE id IN ({marks})", some)  # noqa: S608
+            known.update(pk for (pk,) in found)
+        return known
 
     def add(self, rollup: _Rollup, sums: Sums) -> None:
         # No order: there is one writer at a time.
@@ -266,14 +261,14 @@ def _inserted(table: str, columns: Sequence[str], rows: int, ending: str = "") -
     return f"INSERT INTO {table} ({', '.join(columns)}) VALUES {', '.join([marks] * rows)} {ending}"  # noqa: S608
 
 
-def _sqlite_time(epoch: float) -> str:
-    """As Django writes it: UTC, without a zone."""
+def _utc(epoch: float) -> str:
+    """2026-03-10 12:00:00.000000, as Django writes it to SQLite."""
     second = int(epoch)
-    return f"{_sqlite_second(second)}.{int((epoch - second) * 1_000_000):06d}"
+    return f"{_second(second)}.{int((epoch - second) * 1_000_000):06d}"
 
 
 @lru_cache(maxsize=256)
-def _sqlite_second(epoch: int) -> str:
+def _second(epoch: int) -> str:
     return datetime.fromtimestamp(epoch, UTC).replace(tzinfo=None).isoformat(" ")
 
 
@@ -292,15 +287,16 @@ class _PostgresqlWriter(_Writer):
     def insert(self, rows: Sequence[Row]) -> list[Row]:
         with self.cursor.copy(f"COPY usage_usagerecord_incoming ({_NAMES}) FROM STDIN") as copy:
             for row in rows:
-                started, finished = (datetime.fromtimestamp(epoch, UTC) for epoch in row[_STARTED : _FINISHED + 1])
-                copy.write_row([UUID(row[0]), *row[1:_STARTED], started, finished, *row[_FINISHED + 1 :]])
+                # Texts where the driver would make objects of them and texts of those again.
+                times = _utc(row[_STARTED]) + "Z", _utc(row[_FINISHED]) + "Z"
+                copy.write_row([*row[:_STARTED], *times, *row[_FINISHED + 1 :]])
         self.cursor.execute(
             f"INSERT INTO usage_usagerecord ({_NAMES}) SELECT {_NAMES} FROM usage_usagerecord_incoming "  # noqa: S608
-            "ON CONFLICT (id) DO NOTHING RETURNING id"
+            "ON CONFLICT (id) DO NOTHING RETURNING encode(uuid_send(id), 'hex')"
         )
-        stored = {pk.hex for (pk,) in self.cursor.fetchall()}
+        stored = {pk for (pk,) in self.cursor.fetchall()}
         # Of two rows with one id the first was inserted.
-        fresh = {row[0]: row for row in reversed(rows) if UUID(row[0]).hex in stored}
+        fresh = {row[0]: row for row in reversed(rows) if row[0] in stored}
         return list(fresh.values())
 
     def add(self, rollup: _Rollup, sums: Sums) -> None:
