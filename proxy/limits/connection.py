@@ -38,6 +38,7 @@ class Connection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         parts = urlsplit(url)
         tls = ssl.create_default_context() if parts.scheme == "rediss" else None
+        connection = None
         try:
             async with asyncio.timeout(max(1.0, patience)):
                 if parts.scheme == "unix":
@@ -52,8 +53,12 @@ class Connection(asyncio.Protocol):
                 database = parts.path.strip("/")
                 if parts.scheme != "unix" and database not in ("", "0"):
                     await connection.ask("SELECT", database)
-        except (OSError, TimeoutError, hiredis.HiredisError) as exc:
-            raise RedisAway(f"{type(exc).__name__}: {exc}") from exc
+        except BaseException as exc:
+            if connection is not None:
+                connection.abort()  # it would stay open, and another is tried soon
+            if isinstance(exc, (OSError, TimeoutError, hiredis.HiredisError)):
+                raise RedisAway(f"{type(exc).__name__}: {exc}") from exc
+            raise
         return connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -64,7 +64,8 @@ def _subject(row: LimitRow) -> int | None:
     return user or tenant or key
 
 
-Sums = dict[tuple[object, str], dict[str, int]]
+Sums = dict[object, dict[str, dict[str, int]]]
+"""subject → model → metric → amount"""
 
 
 def _rows(window: str, zone: str, now: float, using: str) -> "QuerySet[Any, Any]":
@@ -76,24 +77,25 @@ def _rows(window: str, zone: str, now: float, using: str) -> "QuerySet[Any, Any]
 
 
 def _sums(rows: "QuerySet[Any, Any]", column: str, *, by_model: bool) -> Sums:
-    """(subject, model) → metric → amount. Without `by_model` the model is ""."""
+    """Without `by_model` the model is ""."""
     names = (column, "model") if by_model else (column,)
     summed = rows.order_by().values(*names).annotate(
         n=Sum("requests"), t=Sum(F("prompt_tokens") + F("completion_tokens")), c=Sum("cost_nano")
     )  # fmt: skip
-    return {
-        (row[column], row.get("model", "")): {"requests": row["n"], "tokens": row["t"], "cost": row["c"]}
-        for row in summed
-    }
+    sums: Sums = {}
+    for row in summed:
+        amounts = {"requests": row["n"], "tokens": row["t"], "cost": row["c"]}
+        sums.setdefault(row[column], {})[row.get("model", "")] = amounts
+    return sums
 
 
 def _counted(row: LimitRow, sums: Sums, zone: str, now: float) -> Iterator[Used]:
     scope, tenant, user, key, rule = row
-    subject = _subject(row)
-    totals: dict[object, int] = {}
-    for (owner, model), amounts in sums.items():
-        if (scope == "default" or owner == subject) and (not rule.model or model == rule.model):
-            totals[owner] = totals.get(owner, 0) + amounts.get(rule.metric, 0)
-    for owner, used in totals.items():
+    for owner in sums if scope == "default" else {_subject(row)} & sums.keys():
+        models = sums[owner]
+        counted = models.values() if not rule.model else [models[rule.model]] if rule.model in models else []
+        if not counted:
+            continue
+        used = sum(amounts.get(rule.metric, 0) for amounts in counted)
         whose = str(owner) if scope == "default" else counted_for(scope, tenant, user, key)
         yield Used(row, whose, rule.window_at(now, "", zone, counted_for=whose), used)

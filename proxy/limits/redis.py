@@ -184,8 +184,12 @@ class RedisLimits:
         connection = self._connection
         if connection is None:
             return
-        if any(2 * total > rule.amount for rule, _, _, total in reservation.held if rule.enforced):
-            self._tell_ends()  # somebody may wait for the room
+        if any(
+            rule.metric == "concurrent" or 2 * total > rule.amount
+            for rule, _, _, total in reservation.held
+            if rule.enforced
+        ):
+            self._tell_ends()  # another process may wait for the room
         elif self._telling is None:
             self._telling = connection.loop.call_later(ENDS_WAIT, self._tell_ends)
 

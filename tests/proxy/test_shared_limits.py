@@ -8,7 +8,7 @@ import pytest
 
 from proxy.errors import TooManyRequests
 from proxy.limits import Amounts, Limits, RedisLimits
-from proxy.limits.connection import RedisAway
+from proxy.limits.connection import Connection, RedisAway
 from proxy.limits.redis import KEPT_SECONDS
 from tests.proxy.test_limits import CONCURRENT, Clock, connected, numbers, reserve, rule
 from tests.redis_server import RedisServer
@@ -324,7 +324,7 @@ async def test_u6_an_end_whose_confirmation_got_lost_counts_once(worker, redis_s
 
 async def test_u6_an_end_that_waits_to_be_told_is_not_lost_with_the_connection(worker):
     limits = await worker()
-    rules = rule("tokens", "day", amount=1000), rule(**CONCURRENT, id=2, amount=10)
+    rules = rule("tokens", "day", amount=1000), rule("cost", "day", id=2, amount=10)
     reservation = await reserve(limits, *rules, tokens=100)
     limits.settle(reservation, Amounts(30))
     assert len(limits._untold) == 1
@@ -335,17 +335,49 @@ async def test_u6_an_end_that_waits_to_be_told_is_not_lost_with_the_connection(w
     assert limits._untold == []
 
 
-@pytest.mark.parametrize(("amount", "waits"), [(1, False), (2, True)])
-async def test_an_end_waits_for_what_is_sent_next_only_where_there_is_room(worker, redis_server, amount, waits):
+@pytest.mark.parametrize(("amount", "waits"), [(39, False), (40, True)])
+async def test_an_end_waits_for_what_is_sent_next_only_where_there_is_room(worker, amount, waits):
     limits = await worker()
-    limit = rule(**CONCURRENT, amount=amount)
-    limits.settle(await reserve(limits, limit), Amounts())
+    limit = rule("tokens", "day", amount=amount)
+    limits.settle(await reserve(limits, limit, tokens=20), Amounts(7))
     assert bool(limits._untold) is waits
     other = await worker()
     async with asyncio.timeout(10):
-        while await other.held():  # this one sends nothing more by itself
+        while await other.total(limit, "") != 7:  # this one sends nothing more by itself
             await asyncio.sleep(0.001)
     assert limits._untold == []
+
+
+async def test_u6_who_runs_as_many_calls_as_may_run_begins_the_next_elsewhere_when_one_ends(worker):
+    here, there = await worker(), await worker()
+    limit = rule(**CONCURRENT, amount=10)
+    for number in range(10):
+        first = await reserve(here, limit)
+        others = [await reserve(there, limit) for _ in range(9)]
+        here.settle(first, Amounts())
+        async with asyncio.timeout(10):
+            while await there.total(limit, "") > 9:
+                await asyncio.sleep(0)
+        assert here._telling is None, number  # it did not wait
+        others.append(await reserve(there, limit))
+        for reservation in others:
+            there.settle(reservation, Amounts())
+        await there._ask("PING")
+
+
+async def test_s6_a_connection_that_redis_does_not_let_in_is_closed(redis_server):
+    with redis_server.client() as client:
+        client.config_set("requirepass", "right")
+        try:
+            wrong = redis_server.url.replace("redis://", "redis://:wrong@")
+            for _ in range(5):
+                with pytest.raises(RedisAway, match="WRONGPASS"):
+                    await Connection.open(wrong, 30)
+            async with asyncio.timeout(10):
+                while len(client.client_list()) > 1:
+                    await asyncio.sleep(0.01)
+        finally:
+            client.config_set("requirepass", "")
 
 
 async def test_u6_a_reserve_whose_answer_got_lost_holds_nothing(worker, redis_server):
