@@ -34,7 +34,7 @@ LAST_USED_SECONDS = 60
 _MALFORMED = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError)
 
 _NAMES = ", ".join(COLUMNS)
-_ROWS_PER_STATEMENT = (100, 25, 5, 1)
+_ROWS_PER_STATEMENT = (500, 100, 25, 5, 1)
 _SUMS = tuple(MEASURES)  # the order in which _add_sums counts
 _BUCKET_SECONDS = int(BUCKET.total_seconds())
 _SUCCESSES = frozenset(SUCCESSES)
