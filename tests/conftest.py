@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+import signal
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,11 @@ if "sqlite" in settings.DATABASES["default"]["ENGINE"]:
     settings.DATABASES["default"]["NAME"] = str(DATA_DIR / "gateway.sqlite3")
     # Said, because pytest-django takes django_prometheus' engine for one that needs a file per worker of xdist.
     settings.DATABASES["default"].setdefault("TEST", {})["NAME"] = ":memory:"
+
+
+# A shell ignores Ctrl-C for what it starts in the background, and servers that tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure():
