@@ -225,8 +225,9 @@ class _SqliteWriter(_Writer):
 
     def _known(self, ids: Sequence[str]) -> set[str]:
         """Those that are there. Ids go with the time: mostly there is none at all between the first and the last."""
-        between = "SELECT 1 FROM usage_usagerecord WHERE id BETWEEN ? AND ? LIMIT 1"
-        if self.cursor.execute(between, (min(ids), max(ids))).fetchone() is None:
+        ends = min(ids), max(ids)
+        found = self.cursor.execute("SELECT 1 FROM usage_usagerecord WHERE id BETWEEN ? AND ? LIMIT 1", ends)
+        if found.fetchone() is None:
             return set()
         known: set[str] = set()
         for first in range(0, len(ids), 500):

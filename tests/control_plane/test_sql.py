@@ -20,6 +20,7 @@ OURS = ("gateway_site", "proxy", "tenants", "usage")
 PUT_TOGETHER = {
     ("proxy/triggers.py", "install"): "names of our tables",
     ("proxy/ledger/store.py", "insert"): "names of columns, question marks",
+    ("proxy/ledger/store.py", "_known"): "question marks",
     ("proxy/ledger/store.py", "add"): "names of columns, question marks",
 }
 RUNS_SQL = ("execute", "executemany", "executescript", "RunSQL")
