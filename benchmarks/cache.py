@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from benchmarks import load, processes
-from benchmarks.limits import cost
+from benchmarks.processes import cost
 from proxy.consumers import SHARING
 from proxy.routes import Kind
 
@@ -40,7 +40,7 @@ def measure(options: argparse.Namespace, directory: Path) -> None:
         _, kept = gateway.make_key("kept", cache_policy="all")
         until_hit(gateway.url, kept)
         figures: dict[str, list[float]] = {"off": [], "hit": [], "made anew": []}
-        pids, count = [gateway.process.pid], options.requests
+        pids, count = partial(list, [gateway.process.pid]), options.requests
         for number in range(options.rounds + 1):
             for what, key, headers in (("off", off, ""), ("hit", kept, ""), ("made anew", kept, ANEW)):
                 print(f"\rround {number} of {options.rounds}: {what}   ", end="", file=sys.stderr, flush=True)

@@ -8,7 +8,6 @@ import asyncio
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +15,7 @@ from hashlib import sha1
 from pathlib import Path
 
 from benchmarks import load, processes
+from benchmarks.processes import cost
 from proxy import limits
 from tenants.models import Limit
 from tests.live.gateway import Gateway
@@ -42,13 +42,6 @@ class Side:
 def call(url: str, key: str, count: int) -> None:
     body = processes.body(stream=False, tokens=8)
     asyncio.run(load.run(url, "/api/chat", body, key, requests=count, connections=8))
-
-
-def cost(pids: list[int], work: Callable[[], None], calls: int) -> float:
-    """CPU microseconds a call."""
-    before = processes.cpu_ns(pids)
-    work()
-    return (processes.cpu_ns(pids) - before) / calls / 1000
 
 
 def measure(options: argparse.Namespace, directory: Path) -> None:
@@ -96,7 +89,7 @@ def rounds(options: argparse.Namespace, sides: dict[str, Side], redis: RedisServ
     for number in range(options.rounds + 1):
         for name, side in sides.items():
             print(f"\rround {number} of {options.rounds}: {name}   ", end="", file=sys.stderr, flush=True)
-            pids = [side.gateway.process.pid]
+            pids = partial(list, [side.gateway.process.pid])
             before = processes.cpu_ns([redis.process.pid])
             more = cost(pids, partial(call, side.gateway.url, side.limited, count), count)
             in_redis = (processes.cpu_ns([redis.process.pid]) - before) / count / 1000

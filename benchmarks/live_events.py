@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import load, processes
-from benchmarks.run import cost
+from benchmarks.processes import cost
 from tests.live.gateway import Gateway
 from tests.live.signed_in import make_person, sign_in
 

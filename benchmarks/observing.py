@@ -4,18 +4,20 @@ python benchmarks/run.py --only observing
 """
 
 import argparse
-import asyncio
 import statistics
 import sys
 import threading
 from contextlib import ExitStack
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from benchmarks import load, processes
+from benchmarks import processes
+from benchmarks.limits import call
+from benchmarks.processes import cost
 
 # Many short rounds in turns, flat out: what is looked for is smaller than what else a machine does to a call.
-SLICES = 5
+SLICES = 3
 # µs of CPU a call that issue 7 allows.
 ALLOWED = {"metrics": 10.0, "log": 10.0}
 BASE = "nothing"
@@ -57,16 +59,13 @@ def measure(options: argparse.Namespace, directory: Path) -> None:
             stack.callback(gateway.stop)
             gateways[name] = gateway, key
         figures: dict[str, list[float]] = {name: [] for name in ways}
-        body = processes.body(stream=False, tokens=8)
         calls = options.requests // SLICES
         for number in range(options.rounds * SLICES + 1):
             for name, (gateway, key) in gateways.items():
                 print(f"\rround {number} of {options.rounds * SLICES}: {name}   ", end="", file=sys.stderr, flush=True)
-                pids = [gateway.process.pid]
-                before = processes.cpu_ns(pids)
-                asyncio.run(load.run(gateway.url, "/api/chat", body, key, requests=calls, connections=8))
+                figure = cost(partial(list, [gateway.process.pid]), partial(call, gateway.url, key, calls), calls)
                 if number:  # the first round warms up
-                    figures[name].append((processes.cpu_ns(pids) - before) / calls / 1000)
+                    figures[name].append(figure)
         print(file=sys.stderr)
     report(figures)
 

@@ -9,12 +9,12 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import cache, limits, load, observing, processes
+from benchmarks.processes import cost
 from tests.live.gateway import Gateway
 
 # Who is measured besides nginx: server and transport.
@@ -36,13 +36,6 @@ def streams(url: str, key: str, count: int, tokens: int) -> None:
     body = processes.body(stream=True, tokens=tokens)
     reads = asyncio.run(load.run(url, "/api/chat", body, key, requests=count, connections=count))
     assert reads > 0.8 * count * tokens, f"{reads} reads for {count * tokens} tokens: the chunks were joined on the way"
-
-
-def cost(pids: Callable[[], list[int]], work: Callable[[], None], units: int) -> float:
-    """CPU microseconds per unit of work."""
-    before = processes.cpu_ns(pids())
-    work()
-    return (processes.cpu_ns(pids()) - before) / units / 1000
 
 
 def main() -> None:
@@ -70,7 +63,7 @@ def measure_calls(options: argparse.Namespace, directory: Path) -> None:
     fast_sides = Sides(fast, directory)
     paced_sides = Sides(paced, directory)
     idle = processes.rss_bytes(fast_sides.gateways["gateway"].process.pid)
-    at_rest = cost(partial(fast_sides.pids, "gateway"), partial(time.sleep, 6), 6)
+    at_rest = cost(partial(fast_sides.pids, "gateway"), partial(time.sleep, 6), 6, settling=0)
     print(f"start-up: ready after {fast_sides.ready:.2f} s; idle memory {idle / 2**20:.0f} MiB")
     print(f"at rest: {at_rest / 1000:.1f} ms of CPU a second, for probes and the poll of the rules")
     try:
@@ -126,7 +119,7 @@ def measure(options: argparse.Namespace, fast: Sides, paced: Sides) -> dict[tupl
             flat_out = cost(pids, partial(unary, url, key, count), count)
             large = cost(pids, partial(unary, url, key, count // 4, 32 << 10, rate / 2), count // 4)
             work = partial(streams, paced.url(who), paced.keys[who], options.streams, options.tokens)
-            chunk = cost(partial(paced.pids, who), work, chunks) - small / options.tokens
+            chunk = cost(partial(paced.pids, who), work, chunks, settling=0) - small / options.tokens
             if number:  # the first round warms up
                 for what, value in zip(MEASURED, (small, flat_out, large, chunk), strict=True):
                     figures.setdefault((what, who), []).append(value)

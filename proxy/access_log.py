@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 from collections import deque
+from operator import itemgetter
 
 import orjson
 
@@ -17,12 +18,17 @@ MOST_WAITING = 20_000
 # What a pipe takes in one piece, so that lines of several processes are not mixed.
 PIECE_BYTES = 4096
 
-_TEXTS = ("tenant_name", "backend")
-_NUMBERS = ("prompt_tokens", "completion_tokens", "bytes_in", "bytes_out", "attempts")
-_AT_TEXTS = [(name.removesuffix("_name"), AT[name]) for name in _TEXTS]
-_AT_NUMBERS = [(name, AT[name]) for name in _NUMBERS]
+# name in the log → column of the record
+_TOLD = {
+    "tenant": "tenant_name",
+    "backend": "backend",
+    "address": "client_address",
+    **{name: name for name in ("prompt_tokens", "completion_tokens", "bytes_in", "bytes_out", "attempts")},
+}
+_NAMES = tuple(_TOLD)
+_values = itemgetter(*(AT[column] for column in _TOLD.values()))
 _QUEUE, _FIRST, _TOTAL, _OURS = AT["queue_us"], AT["first_token_us"], AT["total_us"], AT["gateway_us"]
-_ADDRESS, _MODEL = AT["client_address"], AT["model"]
+_MODEL = AT["model"]
 
 
 class AccessLog:
@@ -37,17 +43,12 @@ class AccessLog:
 
     def ended(self, call: Call, row: Row) -> None:
         """A call that has a record."""
-        line = self._beginning(call, call.status, call.outcome, call.error)
-        line["key"] = call.key.prefix if call.key is not None else ""
-        for name, position in _AT_TEXTS:
-            line[name] = row[position]
-        line["model"] = row[_MODEL] if call.model_was_found else ""
-        for name, position in _AT_NUMBERS:
-            line[name] = row[position]
-        line["queue_ms"], line["first_token_ms"] = row[_QUEUE] / 1000, row[_FIRST] / 1000
-        line["gateway_ms"], line["total_ms"] = row[_OURS] / 1000, row[_TOTAL] / 1000
-        line["address"] = row[_ADDRESS]
-        self._add(line)
+        said: dict[str, object] = dict(zip(_NAMES, _values(row), strict=True))
+        said["key"] = call.key.prefix if call.key is not None else ""
+        said["model"] = row[_MODEL] if call.model_was_found else ""
+        said["queue_ms"], said["first_token_ms"] = row[_QUEUE] / 1000, row[_FIRST] / 1000
+        said["gateway_ms"], said["total_ms"] = row[_OURS] / 1000, row[_TOTAL] / 1000
+        self._add({**self._beginning(call, call.status, call.outcome, call.error), **said})
 
     def answered(self, call: Call, status: int, code: str = "") -> None:
         """A request that has none. The path is that of the route: what somebody made up may hold anything."""
