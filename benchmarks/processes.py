@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import django
@@ -33,18 +34,28 @@ def cpu_ns(pids: list[int]) -> int:
 
 
 # Seconds in which the ledger has stored the last records of a load (proxy/ledger/ledger.py): part of what calls cost.
-# What a gateway does at rest meanwhile is counted too, some 4 µs a call.
 STORED_SECONDS = 1.3
 
 
 def cost(
     pids: Callable[[], list[int]], work: Callable[[], None], units: int, settling: float = STORED_SECONDS
 ) -> float:
-    """CPU microseconds per unit of work. `settling`: seconds for which is looked on afterwards."""
+    """CPU microseconds per unit of work. `settling`: seconds for which is looked on afterwards; what the processes do
+    at rest in that time does not count."""
+    resting = settling * _at_rest(tuple(pids())) if settling else 0.0
     before = cpu_ns(pids())
     work()
     time.sleep(settling)
-    return (cpu_ns(pids()) - before) / units / 1000
+    return (cpu_ns(pids()) - before - resting) / units / 1000
+
+
+@cache
+def _at_rest(pids: tuple[int, ...], seconds: float = 5.0) -> float:
+    """CPU nanoseconds a second of processes that have nothing to do."""
+    time.sleep(STORED_SECONDS)
+    before = cpu_ns(list(pids))
+    time.sleep(seconds)
+    return (cpu_ns(list(pids)) - before) / seconds
 
 
 def rss_bytes(pid: int) -> int:

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from proxy import dialects
@@ -39,6 +40,11 @@ class Ids:
         # form of one number of 128 bits takes twice as long.
         low = tail & 0x3FFFFFFFFFFFFFFF | 0x8000000000000000
         return f"{int(epoch * 1000) & 0xFFFFFFFFFFFF:012x}{tail >> 62 | 0x7000:04x}{low:016x}"
+
+
+@lru_cache(maxsize=16)
+def _second(epoch: int) -> str:
+    return datetime.fromtimestamp(epoch, UTC).replace(tzinfo=None).isoformat()
 
 
 def key_in_path(path: bytes) -> tuple[bytes | None, bytes]:
@@ -191,7 +197,8 @@ class Call:
     @property
     def started_text(self) -> str:
         """RFC 3339, as Ollama writes `created_at`."""
-        return datetime.fromtimestamp(self.started_epoch, UTC).isoformat().replace("+00:00", "Z")
+        second = int(self.started_epoch)
+        return f"{_second(second)}.{int((self.started_epoch - second) * 1_000_000):06d}Z"
 
     @property
     def model_was_found(self) -> bool:
