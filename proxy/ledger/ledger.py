@@ -34,7 +34,7 @@ RETRY_SECONDS = 1.0
 ROWS_PER_BATCH = 1000
 # So few records are stored at once; more of them wait up to so many rounds for a larger batch, which costs less a call.
 FEW_ROWS = 50
-MAX_ROUNDS = 5
+MAX_ROUNDS = 4  # a finished call is on the pages within a second (docs/usage.md)
 # How often dead workers' spools are looked for.
 ADOPT_SECONDS = 5.0
 # Texts that wait for the database; the oldest make room. How often those that are too old are deleted.
