@@ -276,6 +276,7 @@ def test_t10_no_cell_of_the_export_is_a_formula(signed_in, beginning):
             assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
 
 
+@pytest.mark.usefixtures("one_window")
 def test_exports_are_limited(signed_in, settings):
     for _ in range(rate_limits.EXPORT.attempts):
         assert signed_in.get(EXPORT).status_code == 200

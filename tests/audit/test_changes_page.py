@@ -246,6 +246,7 @@ def test_what_is_no_filter_is_not_passed_on(signed_in):
     assertNotContains(page, "somebody")
 
 
+@pytest.mark.usefixtures("one_window")
 def test_the_export_follows_the_filters_and_is_limited(signed_in, acme):
     make_limit(3, tenant=acme)
     make_key(acme, "=1+1")

@@ -309,6 +309,7 @@ def test_b14_b15_only_superusers_make_the_gateway_connect(client):
     assertNotContains(client.get(url_of(Backend, "change", backend.pk)), "/test/")
 
 
+@pytest.mark.usefixtures("one_window")
 def test_b15_tests_are_limited(signed_in):
     backend = make_backend("gpu", url="http://127.0.0.1:9")
     page = reverse("admin:proxy_backend_test", args=[backend.pk])

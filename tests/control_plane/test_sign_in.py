@@ -7,7 +7,7 @@ from django.urls import reverse
 from tenants.rate_limits import SIGN_IN, client_address, network_of
 from tests.factories import PASSWORD, make_admin
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("one_window")]
 ATTEMPTS = SIGN_IN.attempts
 
 
@@ -32,12 +32,6 @@ class ForgetfulCache(LocMemCache):
 
     def incr(self, *args, **kwargs):
         raise ValueError("Key not found")
-
-
-@pytest.fixture(autouse=True)
-def one_window(monkeypatch):
-    """Windows end at some second of the clock; here none does, so that counts do not depend on the moment."""
-    monkeypatch.setattr("time.time", lambda: 1_800_000_000.0)
 
 
 @pytest.fixture(params=["alive", "dead", "forgetful"])

@@ -338,6 +338,7 @@ def test_u8_a_price_in_force_is_not_changed_nor_deleted(root, program):
     assert mine.delete(f"prices/{later['id']}").status_code == 204
 
 
+@pytest.mark.usefixtures("one_window")
 def test_as_many_invitations_are_sent_as_by_the_page(alice, root, acme, program, settings, mailoutbox):
     settings.EMAIL_IS_SENT = True
     body = {"tenant": "acme", "email": "new@example.com"}

@@ -126,6 +126,7 @@ def test_scopes_are_asked(root, program):
     assert error(program(root, "keys:write").get("tenants"), 403) == ("scope_missing", "")
 
 
+@pytest.mark.usefixtures("one_window")
 def test_failures_are_limited_by_address_and_valid_tokens_are_not(alice, program, settings):
     mine = program(alice)
     stranger = Program("ogm_not_a_token")

@@ -200,8 +200,8 @@ def test_a_second_factor_is_asked_for_and_kept_encrypted(client, nina, monkeypat
     assert not who(client).is_authenticated
 
 
-def test_a11_second_factors_cannot_be_guessed_from_many_addresses(client, nina, monkeypatch):
-    monkeypatch.setattr("time.time", lambda: 1_800_000_000.0)
+@pytest.mark.usefixtures("one_window")
+def test_a11_second_factors_cannot_be_guessed_from_many_addresses(client, nina):
     TOTP.activate(nina, generate_totp_secret())
     sign_in(client)
     for number in range(SECOND_FACTOR.attempts):

@@ -8,12 +8,7 @@ from tenants.models import Role
 from tests.control_plane.test_sign_in import DeadCache  # noqa: F401 - named in the settings below
 from tests.factories import PASSWORD, make_admin, make_key
 
-pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def one_window(monkeypatch):
-    monkeypatch.setattr("time.time", lambda: 1_800_000_000.0)
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("one_window")]
 
 
 @pytest.fixture(params=["alive", "dead"])

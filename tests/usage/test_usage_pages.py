@@ -255,6 +255,7 @@ def test_the_file_of_a_list_is_all_of_it_and_nothing_else(client, key, form):
     assert {row["cost"] for row in found} == ({""} if form == "csv" else {None})
 
 
+@pytest.mark.usefixtures("one_window")
 def test_files_are_not_taken_without_end(client, key, settings):
     answers = [client.get(reverse("requests_csv")).status_code for _ in range(21)]
     assert answers == [200] * 20 + [429]
