@@ -56,6 +56,7 @@ class SignedInSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # Channels 
         self.viewer: Viewer | None = None
         self.tasks: list[asyncio.Task[None]] = []
         self.counted: int | None = None
+        self.is_closed = False
         self.second, self.messages = 0, 0
 
     def opened(self, viewer: Viewer) -> None:
@@ -113,7 +114,14 @@ class SignedInSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # Channels 
             task.cancel()
 
     async def say(self, message: dict[str, Any]) -> None:
-        await self.send(text_data=orjson.dumps(message).decode())
+        if not self.is_closed:
+            await self.send(text_data=orjson.dumps(message).decode())
+
+    async def close(self, code: int | None = None, reason: str | None = None) -> None:
+        """Once: servers take nothing after it, and what the page had said before comes still."""
+        if not self.is_closed:
+            self.is_closed = True
+            await super().close(code, reason)
 
     async def _recheck(self) -> None:
         """Ends the socket with the session, and follows a change of roles."""
@@ -138,6 +146,8 @@ class SignedInSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # Channels 
                 self.opened(viewer)
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        if self.is_closed:
+            return
         if text_data is None or len(text_data) > self.longest:
             await self.close(TOO_LARGE)
             return
