@@ -4,12 +4,11 @@ import asyncio
 import os
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from proxy import dialects
 from proxy.client_address import Address
+from proxy.clock import in_utc
 from proxy.dialects import Dialect
 from proxy.errors import Interruption
 from proxy.limits import Reservation
@@ -40,11 +39,6 @@ class Ids:
         # form of one number of 128 bits takes twice as long.
         low = tail & 0x3FFFFFFFFFFFFFFF | 0x8000000000000000
         return f"{int(epoch * 1000) & 0xFFFFFFFFFFFF:012x}{tail >> 62 | 0x7000:04x}{low:016x}"
-
-
-@lru_cache(maxsize=16)
-def _second(epoch: int) -> str:
-    return datetime.fromtimestamp(epoch, UTC).replace(tzinfo=None).isoformat()
 
 
 def key_in_path(path: bytes) -> tuple[bytes | None, bytes]:
@@ -197,8 +191,7 @@ class Call:
     @property
     def started_text(self) -> str:
         """RFC 3339, as Ollama writes `created_at`."""
-        second = int(self.started_epoch)
-        return f"{_second(second)}.{int((self.started_epoch - second) * 1_000_000):06d}Z"
+        return in_utc(self.started_epoch) + "Z"
 
     @property
     def model_was_found(self) -> bool:

@@ -1,8 +1,9 @@
-"""Wall time that never steps while the process runs."""
+"""Wall time that never steps while the process runs, and how a moment is written."""
 
 import time
 from collections.abc import Callable
-from functools import partial
+from datetime import UTC, datetime
+from functools import lru_cache, partial
 
 # Goes on while the machine sleeps, where the system has such a clock: days that were slept through are over.
 since_boot: Callable[[], float] = time.monotonic
@@ -19,3 +20,14 @@ class SteadyClock:
 
     def __call__(self) -> float:
         return self._steady() + self._offset
+
+
+def in_utc(epoch: float, between: str = "T") -> str:
+    """2026-03-10T12:00:00.000000, without a zone. Most moments of a second share its text."""
+    second = int(epoch)
+    return f"{_second(second, between)}.{int((epoch - second) * 1_000_000):06d}"
+
+
+@lru_cache(maxsize=256)
+def _second(epoch: int, between: str) -> str:
+    return datetime.fromtimestamp(epoch, UTC).replace(tzinfo=None).isoformat(between)

@@ -21,6 +21,7 @@ from django.db import (
     transaction,
 )
 
+from proxy.clock import in_utc
 from proxy.ledger.rows import AT, COLUMNS, Row
 from usage.models.records import SUCCESSES
 from usage.rollups import BUCKET, MEASURES, OWNER, added_up, day_of, totals_of
@@ -264,13 +265,7 @@ def _inserted(table: str, columns: Sequence[str], rows: int, ending: str = "") -
 
 def _utc(epoch: float) -> str:
     """2026-03-10 12:00:00.000000, as Django writes it to SQLite."""
-    second = int(epoch)
-    return f"{_second(second)}.{int((epoch - second) * 1_000_000):06d}"
-
-
-@lru_cache(maxsize=256)
-def _second(epoch: int) -> str:
-    return datetime.fromtimestamp(epoch, UTC).replace(tzinfo=None).isoformat(" ")
+    return in_utc(epoch, " ")
 
 
 # Made once a connection: what is copied into them goes with the transaction.

@@ -82,10 +82,9 @@ class MemoryLimits:
         full: list[Full] = []
         for rule, window, counter in places:
             needed = wanted[rule.metric]
-            total = counter.total + needed
-            if total > rule.amount and not has_room(rule, counter.total, needed):
+            if not has_room(rule, counter.total, needed):
                 full.append(Full(rule, window, counter.parts, counter.total, needed))
-            held.append(Held(rule, window, needed, total))
+            held.append(Held(rule, window, needed, counter.total + needed))
         if full:
             raise refusal_by(full, now)
         for (_, window, counter), (_, _, needed, _) in zip(places, held, strict=True):

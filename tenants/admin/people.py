@@ -54,8 +54,26 @@ def say_keys_off(model_admin: admin.ModelAdmin, request: HttpRequest, settled: m
         model_admin.message_user(request, text, messages.WARNING)
 
 
+class WithMemberships(admin.ModelAdmin):
+    """A form with memberships below it. `side`: what its rows are to a membership."""
+
+    side: str
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        if change:
+            save_what_changed(obj, form)
+        else:
+            super().save_model(request, obj, form, change)
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        with memberships.settling_keys(Membership.objects.filter(**{self.side: form.instance})) as settled:
+            super().save_related(request, form, formsets, change)
+        say_keys_off(self, request, settled)
+
+
 @admin.register(Tenant)
-class TenantAdmin(ArchivingAdmin):
+class TenantAdmin(WithMemberships, ArchivingAdmin):
+    side = "tenant"
     purpose = "Teams or customers: what keys belong to, and what limits and bills are about."
     list_display = ["name", "state", "people", "usable_keys", "created_at"]
     list_filter = [Archived, "enabled"]
@@ -78,17 +96,6 @@ class TenantAdmin(ArchivingAdmin):
                 keys_count=counted(ApiKey.objects.usable(), "tenant"),
             )
         )
-
-    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
-        if change:
-            save_what_changed(obj, form)
-        else:
-            super().save_model(request, obj, form, change)
-
-    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
-        with memberships.settling_keys(Membership.objects.filter(tenant=form.instance)) as settled:
-            super().save_related(request, form, formsets, change)
-        say_keys_off(self, request, settled)
 
     def what_archiving_does_to(self, tenant: Tenant) -> list[str]:
         keys = tenant.keys.usable().count()
@@ -128,9 +135,10 @@ class TenantAdmin(ArchivingAdmin):
 
 
 @admin.register(User)
-class UserAdmin(DjangoUserAdmin):
+class UserAdmin(WithMemberships, DjangoUserAdmin):
     """Users are switched off, not deleted. Only superusers hand out rights, and touch other staff (threat T3)."""
 
+    side = "user"
     purpose = "People who can sign in."
     list_display = ["username", "email", "state", "rights", "tenants_shown", "last_login"]
     list_filter = ["is_active", "is_staff", "is_superuser"]
@@ -145,17 +153,6 @@ class UserAdmin(DjangoUserAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet:
         queryset = super().get_queryset(request).prefetch_related("memberships__tenant")
         return queryset.annotate(keys_count=counted(ApiKey.objects.usable(), "user"))
-
-    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
-        if change:
-            save_what_changed(obj, form)
-        else:
-            super().save_model(request, obj, form, change)
-
-    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
-        with memberships.settling_keys(Membership.objects.filter(user=form.instance)) as settled:
-            super().save_related(request, form, formsets, change)
-        say_keys_off(self, request, settled)
 
     def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
         fields = tuple(super().get_readonly_fields(request, obj))
