@@ -61,4 +61,4 @@ def metrics(request: HttpRequest) -> HttpResponse:
         return HttpResponse(status=404)
     from gateway_site.asgi import gateway
 
-    return HttpResponse(gateway.metrics.page(), content_type=CONTENT_TYPE_PLAIN_0_0_4)
+    return HttpResponse(gateway.metrics_page(), content_type=CONTENT_TYPE_PLAIN_0_0_4)

@@ -271,6 +271,14 @@ class Runtime:
         if self.tracing is not None:
             self.tracing.answered(call, status, code)
 
+    def metrics_page(self) -> bytes:
+        """What Prometheus is told, with all calls that have ended. Blocks: for a thread."""
+        self.in_loop(self._count_ended, COUNT_PATIENCE)
+        return self.metrics.page()
+
+    async def _count_ended(self) -> None:
+        self.metrics.count()
+
     async def _sweep_for_ever(self) -> None:
         """Once a second: deadlines, notes of progress, expired keys and rules. One timer instead of one per call."""
         while True:

@@ -43,14 +43,15 @@ class Tally:
         # Numbers that are counted elsewhere, by name and label: gauges.counters.
         self.counters: dict[tuple[str, str], int] = {}
 
-    def admitted(self, call: Call, row: Row) -> None:
-        """A call has ended that has a record."""
+    def admitted(self, call: Call, row: Row, status: int, outcome: str, error: str) -> None:
+        """A call has ended that has a record. How it ended is said besides: what was done to it afterwards, when its
+        client left over the last bytes, is nothing to count."""
         route, model, backend = call.route, call.model, call.backend
         assert route is not None
         kind = (
-            call.method, route.path, call.status, call.stream,
+            call.method, route.path, status, call.stream,
             NONE if model is None else model.served.canonical, NONE if backend is None else backend.name,
-            call.outcome, call.error,
+            outcome, error,
         )  # fmt: skip
         values = self.cells.get(kind)
         if values is None:
@@ -90,17 +91,17 @@ class Tally:
                     values[_FIRST_TOKEN.sum] += first
                     values[_FIRST_TOKEN.bucket(first)] += 1
                 decoding = decoding or duration - first  # other dialects do not say
-            if decoding and call.outcome not in _NOT_GENERATED:
+            if decoding and outcome not in _NOT_GENERATED:
                 each = decoding // completion
                 values[_PER_TOKEN.sum] += each
                 values[_PER_TOKEN.bucket(each)] += 1
                 rate = min(completion * 1_000_000_000 // decoding, MOST_RATE)
                 values[_RATE.sum] += rate
                 values[_RATE.bucket(rate)] += 1
-        self._count_address(row[_ADDRESS] or NONE, route.path, call.status)
-        tenant = self.tenants.get((row[_TENANT], call.outcome))
+        self._count_address(row[_ADDRESS] or NONE, route.path, status)
+        tenant = self.tenants.get((row[_TENANT], outcome))
         if tenant is None:
-            tenant = self.tenants.setdefault((self.labels.of("tenant", row[_TENANT]), call.outcome), [0, 0, 0, 0])
+            tenant = self.tenants.setdefault((self.labels.of("tenant", row[_TENANT]), outcome), [0, 0, 0, 0])
         tenant[0] += 1
         tenant[1] += prompt
         tenant[2] += completion

@@ -46,6 +46,18 @@ async def test_lines_are_written_soon_and_at_the_end(pipe):
     assert json.loads(all_of(read))["bytes_in"] == 99
 
 
+async def test_a_line_says_how_the_call_ended_when_it_did(pipe):
+    read, write = pipe
+    log = AccessLog(write)
+    call, row = ended_call()
+    log.ended(call, row)
+    # As for a client that leaves over the last bytes of an answer whose record is closed.
+    call.outcome, call.error, call.status = "cancelled", "client_gone", 499
+    await log.close()
+    line = json.loads(all_of(read))
+    assert (line["outcome"], line["error"], line["status"]) == ("ok", "", 200)
+
+
 async def test_lines_that_nobody_can_read_are_counted():
     read, write = os.pipe()
     os.close(read)

@@ -45,6 +45,10 @@ def ended_call(model="llama3.2", address="192.0.2.1", tenant="acme", stream=True
     return call, row
 
 
+def admit(tally: Tally, call, row) -> None:
+    tally.admitted(call, row, call.status, call.outcome, call.error)
+
+
 def shown(tally: Tally, namespace: str = "gateway") -> Scrape:
     total = Sum()
     total.add(tally.told())
@@ -54,7 +58,7 @@ def shown(tally: Tally, namespace: str = "gateway") -> Scrape:
 def test_each_number_of_a_call_is_where_it_belongs():
     tally = Tally(Labels())
     for _ in range(3):
-        tally.admitted(*ended_call())
+        admit(tally, *ended_call())
     page = shown(tally)
     for name, labels, wanted in [
         ("gateway_requests_total", {"method": "POST", "endpoint": "/api/chat", "status": "200"}, 3),
@@ -100,14 +104,14 @@ def test_buckets_are_up_to_and_with_their_bound_and_reach_300_seconds():
 
 def test_a_stream_that_does_not_say_how_long_it_took_is_measured_from_its_first_bytes():
     tally = Tally(Labels())
-    tally.admitted(*ended_call(decode_us=0, total_us=2_400_000, first_token_us=400_000))
+    admit(tally, *ended_call(decode_us=0, total_us=2_400_000, first_token_us=400_000))
     assert shown(tally).total("gateway_tokens_per_second_sum") == 10
 
 
 def test_what_a_backend_reports_cannot_make_sums_too_large_to_be_told():
     tally = Tally(Labels())
     for _ in range(10):
-        tally.admitted(*ended_call(completion_tokens=MAX_TOKENS, decode_us=1))
+        admit(tally, *ended_call(completion_tokens=MAX_TOKENS, decode_us=1))
     many = Sum()
     for _ in range(1000):
         many.add(tally.told())
@@ -119,7 +123,7 @@ def test_how_fast_a_kept_answer_comes_says_nothing_of_the_model(outcome):
     tally = Tally(Labels())
     call, row = ended_call(attempts=0, total_us=900, first_token_us=500, decode_us=0)
     call.outcome = outcome
-    tally.admitted(call, row)
+    admit(tally, call, row)
     page = shown(tally)
     assert page.total("gateway_calls_total", outcome=outcome, model="llama3.2:latest") == 1
     assert page.total("gateway_tokens_per_second_count") == 0
@@ -130,18 +134,18 @@ def test_l8_a_hundred_thousand_junk_models_paths_methods_addresses_and_tenants_a
     """Three requests a round, and more than 100,000 values. Names that no backend has take no label at all; of others
     the first hundred do."""
     tally, chance = Tally(Labels()), random.Random(8)
-    tally.admitted(*ended_call())
+    admit(tally, *ended_call())
 
     def junk(count: int) -> None:
         for _ in range(count):
             word = f"{chance.getrandbits(64):x}"
             call, row = ended_call(f"junk-{word}", address=f"2001:db8::{word[:4]}", tenant=word, attempts=0)
             call.status, call.outcome, call.error = 404, "failed", "model_not_found"
-            tally.admitted(call, row)
+            admit(tally, call, row)
             refused = Call("0" * 32, word.upper(), f"/{word}".encode(), call.address, 1000.0)
             tally.answered(refused, 404, 100, families.REFUSED, "unknown_route")
             known = ended_call(f"real-{word}")
-            tally.admitted(*known)
+            admit(tally, *known)
 
     junk(2000)
     before = shown(tally)
@@ -161,7 +165,7 @@ def test_l8_a_hundred_thousand_junk_models_paths_methods_addresses_and_tenants_a
 
 def test_l8_labels_cannot_break_out_of_their_line():
     tally = Tally(Labels())
-    tally.admitted(*ended_call(tenant='x"} 1\ngateway_requests_total{a="\\'))
+    admit(tally, *ended_call(tenant='x"} 1\ngateway_requests_total{a="\\'))
     page = shown(tally)
     assert page.total("gateway_requests_total") == 1
     assert page.total("gateway_tenant_calls_total") == 1
@@ -169,7 +173,7 @@ def test_l8_labels_cannot_break_out_of_their_line():
 
 def test_under_a_namespace_of_another_proxy_its_names_stay_what_they_were():
     tally = Tally(Labels())
-    tally.admitted(*ended_call())
+    admit(tally, *ended_call())
     page = shown(tally, "ollama")
     assert page.total("ollama_requests_total", model="llama3.2") == 1
     assert page.text.count("# TYPE ollama_requests_total ") == 1
@@ -313,6 +317,7 @@ def test_a_directory_that_cannot_be_written_leaves_the_numbers_of_one_process(tm
     metrics = Metrics(Configuration(spool_dir=tmp_path, key_pepper=b"x", metrics_dir=tmp_path / "taken"))
     metrics._join()
     metrics.ended(*ended_call())
+    metrics.count()
     assert Scrape(metrics.page().decode()).total("gateway_calls_total") == 1
 
 
@@ -331,6 +336,7 @@ def test_a_process_that_does_nothing_leaves_the_disk_alone(tmp_path):
         metrics._tell()
     assert file.stat().st_mtime_ns == before
     metrics.ended(*ended_call())
+    metrics.count()
     metrics._tell()
     assert file.stat().st_mtime_ns > before
 
@@ -338,8 +344,10 @@ def test_a_process_that_does_nothing_leaves_the_disk_alone(tmp_path):
 def test_a_process_that_was_stopped_with_the_lock_holds_up_no_page(tmp_path):
     one, other = joined(tmp_path), joined(tmp_path)
     one.ended(*ended_call())
+    one.count()
     with one._shared._locked(fcntl.LOCK_EX):
         other.ended(*ended_call())
+        other.count()
         began = time.monotonic()
         assert Scrape(other.page().decode()).total("gateway_calls_total") == 1
         other._tell()
@@ -351,10 +359,13 @@ def test_a_process_that_was_stopped_with_the_lock_holds_up_no_page(tmp_path):
 def test_when_the_disk_takes_no_more_a_page_still_knows_all(tmp_path, monkeypatch):
     one, other = joined(tmp_path), joined(tmp_path)
     one.ended(*ended_call())
+    one.count()
     other.ended(*ended_call())
+    other.count()
     one._tell()
     other._tell()
     other.ended(*ended_call())
+    other.count()
 
     def full(self, tell):
         raise OSError(28, "No space left on device")
@@ -376,7 +387,7 @@ def test_a_call_costs_a_few_microseconds():
 def timed(tally, call, row, calls=2000):
     began = time.process_time()
     for _ in range(calls):
-        tally.admitted(call, row)
+        admit(tally, call, row)
     return (time.process_time() - began) / calls * 1e6
 
 
