@@ -6,6 +6,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import compress
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -36,10 +38,19 @@ _MALFORMED = (ValueError, TypeError, ArithmeticError, LookupError, AttributeErro
 
 _NAMES = ", ".join(COLUMNS)
 _ROWS_PER_STATEMENT = (500, 100, 25, 5, 1)
-_SUMS = tuple(MEASURES)  # the order in which _add_sums counts
+_SUMS = tuple(MEASURES)  # the order in which _sums_of counts
 _BUCKET_SECONDS = int(BUCKET.total_seconds())
 _SUCCESSES = frozenset(SUCCESSES)
-_STARTED, _FINISHED, _ESTIMATED = AT["started_at"], AT["finished_at"], AT["estimated"]
+_STARTED, _FINISHED, _END_USER = AT["started_at"], AT["finished_at"], AT["end_user"]
+_owner_of = itemgetter(*(AT[name] for name in OWNER))
+_summed = itemgetter(
+    *(
+        AT[name]
+        for name in (
+            "outcome", "estimated", "cost_nano", "prompt_tokens", "completion_tokens", "decode_us", "total_us",
+        )
+    )
+)  # fmt: skip
 
 # What tells rows of a roll-up apart → sums, in the order of _SUMS.
 Sums = Mapping[tuple[Any, ...], Sequence[int]]
@@ -105,28 +116,20 @@ class Store:
         return used
 
     def _add_sums(self, writer: "_Writer", rows: Iterable[Row]) -> None:
-        counted: list[tuple[tuple[Any, ...], Sequence[int]]] = []
-        with_label: list[tuple[tuple[Any, ...], Sequence[int]]] = []
+        alike: dict[tuple[Any, ...], list[Row]] = {}
+        with_label: dict[tuple[Any, ...], list[Row]] = {}
         for row in rows:
             start = int(row[_STARTED]) // _BUCKET_SECONDS * _BUCKET_SECONDS
-            owner = (start, row[4], row[6], row[9], row[13], row[11])
-            cost, decode_us, completion_tokens = row[37], row[25], row[30]
-            values = (
-                1,
-                0 if row[19] in _SUCCESSES else 1,
-                1 if row[_ESTIMATED] else 0,
-                1 if cost is None else 0,
-                row[29],
-                completion_tokens,
-                cost or 0,
-                decode_us,
-                row[27],
-                completion_tokens if decode_us else 0,
-            )
-            counted.append((owner, values))
-            if row[8]:
-                with_label.append(((self._day(start), *owner[1:], row[8]), values))
-        buckets, labelled = added_up(counted), added_up(with_label)
+            owner = _owner_of(row)
+            key = start, *owner
+            if (group := alike.get(key)) is None:
+                alike[key] = [row]
+            else:
+                group.append(row)
+            if row[_END_USER]:
+                with_label.setdefault((self._day(start), *owner, row[_END_USER]), []).append(row)
+        buckets = {key: _sums_of(group) for key, group in alike.items()}
+        labelled = {key: _sums_of(group) for key, group in with_label.items()}
         days = added_up(((self._day(start), *whose), sums) for (start, *whose), sums in buckets.items())
         starts = {(self._start(start), *whose): sums for (start, *whose), sums in buckets.items()}
         # The totals last: all workers add to the same few rows, and wait for whoever has them to commit.
@@ -159,6 +162,23 @@ class Store:
                         [self._moment(moment), key_id, self._moment(moment - LAST_USED_SECONDS)],
                     )
         return latest
+
+
+def _sums_of(rows: Sequence[Row]) -> tuple[int, ...]:
+    """What calls add up to, column by column: the ledger does it for each call."""
+    outcomes, estimated, costs, prompt, completion, decode, total = zip(*map(_summed, rows), strict=True)
+    return (
+        len(rows),
+        len(rows) - sum(map(outcomes.count, _SUCCESSES)),
+        sum(map(bool, estimated)),
+        costs.count(None),
+        sum(prompt),
+        sum(completion),
+        sum(filter(None, costs)),
+        sum(decode),
+        sum(total),
+        sum(compress(completion, decode)),
+    )
 
 
 def _is_fault_of_row(exc: Exception) -> bool:
@@ -211,16 +231,21 @@ class _SqliteWriter(_Writer):
 
     def insert(self, rows: Sequence[Row]) -> list[Row]:
         """The transaction holds SQLite's one write lock, so nobody comes in between."""
-        known = self._known([row[0] for row in rows])
-        fresh = []
-        for row in rows:
-            if row[0] not in known:
-                known.add(row[0])
-                fresh.append(row)
+        ids = [row[0] for row in rows]
+        known = self._known(ids)
+        fresh = list(rows)
+        if known or len(set(ids)) < len(ids):
+            fresh = []
+            for row in rows:
+                if row[0] not in known:
+                    known.add(row[0])
+                    fresh.append(row)
         for part in _parts(fresh):
             values: list[Any] = []
             for row in part:
-                values += (*row[:_STARTED], _utc(row[_STARTED]), _utc(row[_FINISHED]), *row[_FINISHED + 1 :])
+                values += row
+            for column in (_STARTED, _FINISHED):
+                values[column :: len(COLUMNS)] = _all_in_utc([row[column] for row in part])
             self.cursor.execute(_inserted("usage_usagerecord", COLUMNS, len(part)), values)
         return fresh
 
@@ -266,6 +291,17 @@ def _inserted(table: str, columns: Sequence[str], rows: int, ending: str = "") -
 def _utc(epoch: float) -> str:
     """2026-03-10 12:00:00.000000, as Django writes it to SQLite."""
     return in_utc(epoch, " ")
+
+
+def _all_in_utc(epochs: Iterable[float]) -> list[str]:
+    """As _utc of each; those of one second after the other look its text up once."""
+    texts, last, text = [], -1, ""
+    for epoch in epochs:
+        second = int(epoch)
+        if second != last:
+            last, text = second, _utc(second)[:20]
+        texts.append(f"{text}{int((epoch - second) * 1_000_000):06d}")
+    return texts
 
 
 # Made once a connection: what is copied into them goes with the transaction.

@@ -29,7 +29,7 @@ FILTERS = [
 
 @pytest.fixture
 def keys(database):
-    return [make_key(make_tenant(), user=make_user()).row for _ in range(20)]
+    return [make_key(make_tenant(), user=make_user()).row for _ in range(50)]
 
 
 @pytest.fixture

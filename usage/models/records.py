@@ -98,23 +98,24 @@ class UsageRecord(models.Model):
             models.CheckConstraint(condition=Q(outcome__in=Outcome.values), name="record_outcome_known"),
         ]
         # Request lists, paged by (started_at, id): of everybody, a tenant, a key, a user; failures, which are few, of
-        # everybody, a tenant, a user; an end user of a tenant. Each full one costs every call about 2 µs.
+        # everybody, a tenant, a user; an end user of a tenant. Ascending, though the newest are read first: what comes
+        # last goes to the end, which is the cheapest place. Each full one costs every call some 1.5 µs.
         indexes = [
-            models.Index(fields=["-started_at", "-id"], name="record_recent"),
-            models.Index(fields=["tenant", "-started_at", "-id"], name="record_tenant_recent"),
-            models.Index(fields=["api_key", "-started_at", "-id"], name="record_key_recent"),
+            models.Index(fields=["started_at", "id"], name="record_recent"),
+            models.Index(fields=["tenant", "started_at", "id"], name="record_tenant_recent"),
+            models.Index(fields=["api_key", "started_at", "id"], name="record_key_recent"),
             models.Index(
-                fields=["user", "-started_at", "-id"], condition=Q(user__isnull=False), name="record_user_recent"
+                fields=["user", "started_at", "id"], condition=Q(user__isnull=False), name="record_user_recent"
             ),
-            models.Index(fields=["-started_at", "-id"], condition=FAILED, name="record_failures"),
-            models.Index(fields=["tenant", "-started_at", "-id"], condition=FAILED, name="record_tenant_failures"),
-            models.Index(fields=["user", "-started_at", "-id"], condition=FAILED, name="record_user_failures"),
+            models.Index(fields=["started_at", "id"], condition=FAILED, name="record_failures"),
+            models.Index(fields=["tenant", "started_at", "id"], condition=FAILED, name="record_tenant_failures"),
+            models.Index(fields=["user", "started_at", "id"], condition=FAILED, name="record_user_failures"),
             models.Index(
-                fields=["tenant", "end_user", "-started_at", "-id"], condition=~Q(end_user=""), name="record_end_user"
+                fields=["tenant", "end_user", "started_at", "id"], condition=~Q(end_user=""), name="record_end_user"
             ),
             # "I have an id from my client's log."
             models.Index(
-                fields=["client_request_id", "-started_at", "-id"],
+                fields=["client_request_id", "started_at", "id"],
                 condition=~Q(client_request_id=""),
                 name="record_client_id",
             ),
