@@ -35,7 +35,7 @@ from proxy.requests import read_request, unloaded
 from proxy.routes import Kind, Route, find
 from proxy.runtime import Runtime
 from proxy.show_calls import ShowCall
-from proxy.snapshot import Key
+from proxy.snapshot import Key, Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -104,17 +104,17 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
         kind = self.find_route(call).kind
         if kind is Kind.ROOT:
             if call.path_key is not None:
-                self.authenticate(call, client)
+                self.authenticate(call, client, runtime.rules())
             elif runtime.snapshot is not None:
                 check_address(runtime.snapshot, call.address)
             await self.say(call, client, listings.ROOT, TEXT)
             return
         self.check_passable(client)
-        key = self.authenticate(call, client)
+        rules = runtime.rules()
+        key = self.authenticate(call, client, rules)
         if kind in listings.KINDS:
             await self.answer_listing(kind, call, client, key)
             return
-        rules = runtime.rules()
         passed = kind is Kind.PASSED and call.route is not None and call.route.endpoint is None
         if passed:
             request = await read_passed(call, client, runtime.configuration)
@@ -195,12 +195,12 @@ class GatewayConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels has no t
                 raise LoopDetected("loop", "This gateway is its own backend. Check the addresses of the backends.")
         self.runtime.check_open()
 
-    def authenticate(self, call: Call, client: Client) -> Key:
+    def authenticate(self, call: Call, client: Client, rules: Snapshot) -> Key:
         runtime = self.runtime
         assert call.route is not None
         try:
             call.key = runtime.admission.admit(
-                runtime.rules(), call.route, client.headers, call.address, call.started_epoch, call.path_key
+                rules, call.route, client.headers, call.address, call.started_epoch, call.path_key
             )
             if call.key.acting:
                 check_unborrowed(runtime, client.fields, client.own_origin, client.peer)

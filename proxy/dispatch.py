@@ -288,8 +288,7 @@ class Dispatch:
         if call.backend is not None:  # none has worked for an answer that was kept
             headers.append((b"x-gateway-backend", call.backend.name.encode("ascii", "replace")))
         if call.reservation is not None and call.reservation.held:
-            states = ((rule, window, total) for rule, window, _, total in call.reservation.held)
-            headers += limit_headers(states, self.runtime.now())
+            headers += limit_headers(call.reservation.held, self.runtime.now())
         if call.adjusted:
             headers.append((b"x-gateway-adjusted", ", ".join(call.adjusted).encode("ascii", "replace")))
         if call.stream:

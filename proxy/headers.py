@@ -11,6 +11,8 @@ Headers = Sequence[tuple[bytes, bytes]]
 # What a client may tell a backend. Everything that frames, authenticates or routes is ours.
 _TO_BACKEND = frozenset((b"accept", b"user-agent", b"traceparent", b"tracestate"))
 _TO_BACKEND_FAMILIES = (b"anthropic-", b"openai-")
+# What nearly every client sends, and no backend gets from it.
+_NEVER = frozenset((b"host", b"authorization", b"content-type", b"content-length", b"accept-encoding"))
 
 _TO_CLIENT = frozenset((b"retry-after",))
 _CONTENT_TYPES = ("application/json", "application/x-ndjson", "text/event-stream", "text/plain")
@@ -41,6 +43,8 @@ def towards_backend(headers: Headers) -> bytes:
     """The client's headers that a backend may see, as bytes of a request head."""
     lines = b""
     for name, value in headers:
+        if name in _NEVER:
+            continue
         if name in _TO_BACKEND or (name.startswith(_TO_BACKEND_FAMILIES) and _FAMILY_NAME.match(name)):
             if _VALUE.match(value):
                 lines += b"%b: %b\r\n" % (name, value)

@@ -16,6 +16,8 @@ from proxy.fleet import Fleet
 from proxy.forms import Form, FormReader
 from proxy.snapshot import Key, Policy, Snapshot
 
+_SAID_OF_ITSELF = (b"user-agent", b"x-request-id", b"x-openwebui-user-id")
+
 
 async def read_request(
     call: Call, client: Client, snapshot: Snapshot, configuration: Configuration, fleet: Fleet
@@ -153,13 +155,13 @@ def pin_of(key: Key, policy: Policy, snapshot: Snapshot, configuration: Configur
 
 def note_client(call: Call, client: Client) -> None:
     """What the client says of itself, for the record."""
-    for name, value in client.headers:
-        if name == b"user-agent":
-            call.user_agent = header_rules.stored_text(value.decode("latin-1"), 256)
-        elif name == b"x-request-id":
-            call.client_request_id = header_rules.client_request_id(value)
-        elif name == b"x-openwebui-user-id":
-            call.end_user = header_rules.stored_text(value.decode("latin-1"), 128)
+    agent, request_id, user = map(client.header, _SAID_OF_ITSELF)
+    if agent is not None:
+        call.user_agent = header_rules.stored_text(agent.decode("latin-1"), 256)
+    if request_id is not None:
+        call.client_request_id = header_rules.client_request_id(request_id)
+    if user is not None:
+        call.end_user = header_rules.stored_text(user.decode("latin-1"), 128)
 
 
 def unloaded(call: Call) -> bytes:

@@ -24,7 +24,8 @@ CHECKSUM_LENGTH = 6  # 62 ** 6 > 2 ** 32
 # What secret scanners may look for; docs/security.md prints it.
 PATTERN = r"\bogw_[0-9A-Za-z]{8}_[0-9A-Za-z]{49}\b"
 
-_VALUES = {character: value for value, character in enumerate(ALPHABET.encode())}
+# Each digit of base62 → its value.
+_VALUES = bytes.maketrans(ALPHABET.encode(), bytes(range(len(ALPHABET))))
 _LENGTH = len(BRAND) + 1 + PREFIX_LENGTH + 1 + SECRET_LENGTH + CHECKSUM_LENGTH
 
 
@@ -51,9 +52,8 @@ def has_our_form(key: bytes) -> bool:
         return False
     if not key[4:12].isalnum() or not key[13:].isalnum():
         return False
-    number = 0
-    for character in key[-CHECKSUM_LENGTH:]:
-        number = number * 62 + _VALUES[character]
+    a, b, c, d, e, f = key[-CHECKSUM_LENGTH:].translate(_VALUES)
+    number = ((((a * 62 + b) * 62 + c) * 62 + d) * 62 + e) * 62 + f
     return number == zlib.crc32(key[:-CHECKSUM_LENGTH])
 
 

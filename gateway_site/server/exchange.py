@@ -22,6 +22,8 @@ LAST_CHUNK = b"0\r\n\r\n"
 # Below this, one joined write costs less than handing over its parts; above, copying the body costs more.
 JOIN_BYTES = 16 * 1024
 BODILESS = frozenset({204, 304})
+# Headers that say something of the connection or of how the answer is framed: ours to write.
+OF_CONNECTION = frozenset({b"content-length", b"connection", b"transfer-encoding"})
 
 
 def _phrase(status: int) -> str:
@@ -246,16 +248,19 @@ class Exchange:
         lines = []
         for name, value in headers:
             lowered = name.lower()
-            if lowered == b"content-length":
-                self.remaining = int(value)
-            elif lowered == b"connection":
-                if b"close" in value.lower():
-                    self.keep_alive = False
-                continue
-            elif lowered == b"transfer-encoding":
+            if lowered in OF_CONNECTION and not self._weigh(lowered, value):
                 continue
             lines.append(b"%b: %b\r\n" % (lowered, value))
         return lines
+
+    def _weigh(self, name: bytes, value: bytes) -> bool:
+        """What the application says of the connection. Returns whether the client is told so."""
+        if name == b"content-length":
+            self.remaining = int(value)
+            return True
+        if name == b"connection" and b"close" in value.lower():
+            self.keep_alive = False
+        return False
 
     def _framing(self, size: int, more: bool) -> tuple[bytes, ...]:
         """How the end of the body will be known, if the application gave no length."""

@@ -2,13 +2,16 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
-from proxy.limits.rules import Amounts, Full, Held, Reservation, Rule, Window, has_room, refusal_by
+from proxy.limits.rules import Amounts, Full, Held, Reservation, Rule, Window, refusal_by
 
 # Counters beyond this are dropped when they have nothing in them; addresses come and go.
 TIDY_ABOVE = 10_000
 MAX_PLANS = 10_000
+
+_held = partial(tuple.__new__, Held)  # twice as fast as by its name, three times a call
 
 
 class Counter:
@@ -82,15 +85,18 @@ class MemoryLimits:
         full: list[Full] = []
         for rule, window, counter in places:
             needed = wanted[rule.metric]
-            if not has_room(rule, counter.total, needed):
+            total = counter.total + needed
+            if total > rule.amount and rule.enforced:  # as has_room
                 full.append(Full(rule, window, counter.parts, counter.total, needed))
-            held.append(Held(rule, window, needed, counter.total + needed))
+            held.append(_held((rule, window, needed, total)))
         if full:
             raise refusal_by(full, now)
         for (_, window, counter), (_, _, needed, _) in zip(places, held, strict=True):
             if window.part:
                 counter.parts.setdefault(window.part, 0)
-            counter.add(window, needed)
+                counter.add(window, needed)
+            else:
+                counter.total += needed
             counter.held += needed
         return Reservation(call_id, held)
 

@@ -119,9 +119,10 @@ class RedisLimits:
         if self.problem:
             raise RedisAway(self.problem)
         now = self.clock()
+        wanted = estimate.by_metric
         # Totals come with the answer.
         held = [
-            Held(rule, rule.window_at(now, address, self.zone), estimate.of(rule.metric), 0)
+            Held(rule, rule.window_at(now, address, self.zone), wanted[rule.metric], 0)
             for rule in rules
             if not rule.model or rule.model == model
         ]
@@ -208,12 +209,12 @@ class RedisLimits:
         reservation, actual, may_be_known = end
         keys: list[str] = []
         arguments: list[Any] = [reservation.holder, reservation.id, int(may_be_known)]
+        used_by = {} if actual is None else {**actual.by_metric, "concurrent": 0}
         for rule, window, _, _ in reservation.held:
             keys.append(_key(window))
             # A request stays counted even where nobody knows any more that it was held.
             of_all = actual is not None and rule.metric == "requests"
-            used = 0 if actual is None else actual.used(rule.metric)
-            arguments += ["all" if of_all else used, window.part]
+            arguments += ["all" if of_all else used_by.get(rule.metric, 0), window.part]
         unheard = partial(self._unheard, end, connection)
         try:
             connection.tell("EVALSHA", self._shas["settle"], len(keys), *keys, *arguments, unheard=unheard)

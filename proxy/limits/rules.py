@@ -146,24 +146,20 @@ def seconds_until_reset(rule: Rule, window: Window, now: float) -> float | None:
     return rule.seconds if rule.rolls else window.ends - now
 
 
-State = tuple[Rule, Window, int]
-"""A rule with its window and what is used and held."""
-
-
-def headers(states: Iterable[State], now: float) -> list[tuple[bytes, bytes]]:
+def headers(held: Iterable[Held], now: float) -> list[tuple[bytes, bytes]]:
     """`x-ratelimit-limit-…`, `-remaining-…` and `-reset-…` (as OpenAI names them), of the tightest limit of a metric.
 
     Reset: seconds until the window turns, or until what is counted now has left it.
     """
-    tightest: dict[str, State] = {}
-    for state in states:
-        rule = state[0]
+    tightest: dict[str, Held] = {}
+    for one in held:
+        rule = one[0]
         if rule.enforced:
-            other = tightest.setdefault(rule.metric, state)
-            if other is not state and _share_left(state) < _share_left(other):
-                tightest[rule.metric] = state
+            other = tightest.get(rule.metric)
+            if other is None or _share_left(one) < _share_left(other):
+                tightest[rule.metric] = one
     told: list[tuple[bytes, bytes]] = []
-    for metric, (rule, window, total) in tightest.items():
+    for metric, (rule, window, _, total) in tightest.items():
         amount_header, left_header, reset_header = _HEADERS[metric]
         amount = rule.amount
         told.append((amount_header, b"%d" % amount))
@@ -174,8 +170,8 @@ def headers(states: Iterable[State], now: float) -> list[tuple[bytes, bytes]]:
     return told
 
 
-def _share_left(state: State) -> float:
-    rule, _, total = state
+def _share_left(held: Held) -> float:
+    rule, _, _, total = held
     return max(rule.amount - total, 0) / rule.amount if rule.amount else 0.0
 
 
@@ -213,7 +209,7 @@ def refusal(rule: Rule, window: Window, total: int, needed: int, wait: float, no
         f"budget_{rule.metric}" if rule.metric == "cost" else f"limit_{rule.metric}",
         f"The limit of {rule.describe()} is reached: {left} left, this call needs {needed}. {advice}",
         retry_after=wait,
-        headers=dict(headers([(rule, window, total)], now)),
+        headers=dict(headers([Held(rule, window, needed, total)], now)),
     )
     if never:
         made.headers[b"x-should-retry"] = b"false"

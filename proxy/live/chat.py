@@ -19,7 +19,7 @@ from proxy.client import DISCONNECT_EXTENSION, Client, Scope
 from proxy.consumers import GatewayConsumer
 from proxy.live.sockets import SignedInSocket, quiet
 from proxy.runtime import Runtime
-from proxy.snapshot import Key
+from proxy.snapshot import Key, Snapshot
 from tenants.models import ApiKey, Membership, Role
 
 logger = logging.getLogger(__name__)
@@ -38,11 +38,10 @@ class OwnCall(GatewayConsumer):
         super().__init__(runtime)
         self.key_id = key_id
 
-    def authenticate(self, call: Call, client: Client) -> Key:
+    def authenticate(self, call: Call, client: Client, rules: Snapshot) -> Key:
         assert call.route is not None
-        snapshot = self.runtime.rules()
-        check_address(snapshot, call.address)
-        key = snapshot.key(self.key_id, call.started_epoch)
+        check_address(rules, call.address)
+        key = rules.key(self.key_id, call.started_epoch)
         if key is None:
             raise not_accepted()
         call.key = key  # before it is judged: a refusal is told on its page
