@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,8 @@ LAST_CHUNK = b"0\r\n\r\n"
 # Below this, one joined write costs less than handing over its parts; above, copying the body costs more.
 JOIN_BYTES = 16 * 1024
 BODILESS = frozenset({204, 304})
-# Headers that say something of the connection or of how the answer is framed: ours to write.
-OF_CONNECTION = frozenset({b"content-length", b"connection", b"transfer-encoding"})
+# Headers that say something of the connection: ours to write.
+OF_CONNECTION = frozenset({b"connection", b"transfer-encoding"})
 
 
 def _phrase(status: int) -> str:
@@ -245,22 +245,24 @@ class Exchange:
         self._send_body(body, more, head)
 
     def _header_lines(self, headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
-        lines = []
+        headers = [(name, value) for name, value in headers]
+        fields = dict(headers)
+        if not b" ".join(fields).islower() or not OF_CONNECTION.isdisjoint(fields):
+            headers = list(self._weighed(headers))
+            fields = dict(headers)
+        length = fields.get(b"content-length")
+        if length is not None:
+            self.remaining = int(length)
+        return [b"%b: %b\r\n" % header for header in headers]
+
+    def _weighed(self, headers: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+        """Those that the client is told, in lower case."""
         for name, value in headers:
             lowered = name.lower()
-            if lowered in OF_CONNECTION and not self._weigh(lowered, value):
-                continue
-            lines.append(b"%b: %b\r\n" % (lowered, value))
-        return lines
-
-    def _weigh(self, name: bytes, value: bytes) -> bool:
-        """What the application says of the connection. Returns whether the client is told so."""
-        if name == b"content-length":
-            self.remaining = int(value)
-            return True
-        if name == b"connection" and b"close" in value.lower():
-            self.keep_alive = False
-        return False
+            if lowered not in OF_CONNECTION:
+                yield lowered, value
+            elif lowered == b"connection" and b"close" in value.lower():
+                self.keep_alive = False
 
     def _framing(self, size: int, more: bool) -> tuple[bytes, ...]:
         """How the end of the body will be known, if the application gave no length."""

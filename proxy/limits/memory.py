@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
-from proxy.limits.rules import Amounts, Full, Held, Reservation, Rule, Window, refusal_by
+from proxy.limits.rules import Amounts, Full, Held, Reservation, Rule, Window, has_room, refusal_by
 
 # Counters beyond this are dropped when they have nothing in them; addresses come and go.
 TIDY_ABOVE = 10_000
@@ -33,12 +33,10 @@ class Counter:
         for part in [part for part in parts if part < oldest]:
             self.total -= parts.pop(part)
 
-    def add(self, window: Window, amount: int) -> None:
-        """Changes what was counted in a window, as far as it is still in it."""
-        if not window.part:
-            self.total += amount
-        elif window.part in self.parts:
-            self.parts[window.part] += amount
+    def add_to(self, part: int, amount: int) -> None:
+        """Changes what was counted in a part of a rolling window, as far as that is still in it."""
+        if part in self.parts:
+            self.parts[part] += amount
             self.total += amount
 
     def is_idle(self, now: float) -> bool:
@@ -82,23 +80,30 @@ class MemoryLimits:
         now = self.clock()
         places = self._places(rules, model, address, now)
         wanted = estimate.by_metric
-        full: list[Full] = []
+        is_full = False
         for rule, window, counter in places:
             needed = wanted[rule.metric]
             total = counter.total + needed
             if total > rule.amount and rule.enforced:  # as has_room
-                full.append(Full(rule, window, counter.parts, counter.total, needed))
+                is_full = True
             held.append(_held((rule, window, needed, total)))
-        if full:
-            raise refusal_by(full, now)
-        for (_, window, counter), (_, _, needed, _) in zip(places, held, strict=True):
-            if window.part:
-                counter.parts.setdefault(window.part, 0)
-                counter.add(window, needed)
-            else:
-                counter.total += needed
+            counter.total = total
             counter.held += needed
-        return Reservation(call_id, held)
+            if window[1]:
+                counter.parts[window[1]] = counter.parts.get(window[1], 0) + needed
+        reservation = Reservation(call_id, held)
+        if is_full:
+            # Against all, or against none.
+            self.release(reservation)
+            raise refusal_by(
+                [
+                    Full(rule, window, counter.parts, counter.total, needed)
+                    for (rule, window, counter), (_, _, needed, _) in zip(places, held, strict=True)
+                    if not has_room(rule, counter.total, needed)
+                ],
+                now,
+            )
+        return reservation
 
     def _places(self, rules: tuple[Rule, ...], model: str, address: str, now: float) -> list[Place]:
         """Of the rules that hold for a call. They stay the same from call to call while no window turns or rolls."""
@@ -144,14 +149,18 @@ class MemoryLimits:
         used_by = None if actual is None else actual.by_metric
         for rule, window, needed, _ in reservation.held:
             used = 0 if used_by is None or rule.metric == "concurrent" else used_by[rule.metric]
-            counter = self.counters.get(window.key)
+            key, part, _, _ = window
+            counter = self.counters.get(key)
             if counter is None:
                 # Tidied away with nothing in it: it was estimated to use nothing.
-                counter = self.counters[window.key] = Counter(window)
-                if window.part:
-                    counter.parts[window.part] = 0
+                counter = self.counters[key] = Counter(window)
+                if part:
+                    counter.parts[part] = 0
             counter.held -= needed
-            counter.add(window, used - needed)
+            if part:
+                counter.add_to(part, used - needed)
+            else:
+                counter.total += used - needed
 
     def total(self, rule: Rule, address: str) -> int:
         """What is used and held of a rule now."""

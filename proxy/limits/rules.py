@@ -11,10 +11,6 @@ from zoneinfo import ZoneInfo
 from proxy.errors import TooManyRequests
 
 METRICS = ("requests", "tokens", "cost", "concurrent")
-_HEADERS = {
-    metric: tuple(b"x-ratelimit-%b-%b" % (part, metric.encode()) for part in (b"limit", b"remaining", b"reset"))
-    for metric in METRICS
-}
 # A rolling window is counted in this many parts; what was used leaves it up to one part late, never early.
 PARTS = 60
 
@@ -50,9 +46,17 @@ class Rule:
     # What the keys of its counters begin with. What was counted in other units, or in windows of another kind, says
     # nothing about a changed rule.
     prefix: str = field(init=False, repr=False, compare=False)
+    # The header that tells the amount, and the names of those that tell what is left, and until when.
+    told: tuple[bytes, bytes] = field(init=False, repr=False, compare=False)
+    left_header: bytes = field(init=False, repr=False, compare=False)
+    reset_header: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        name = self.metric.encode()
         object.__setattr__(self, "prefix", f"{self.id}:{self.metric}:{self.window}{self.seconds or ''}:")
+        object.__setattr__(self, "told", (b"x-ratelimit-limit-%b" % name, b"%d" % self.amount))
+        object.__setattr__(self, "left_header", b"x-ratelimit-remaining-%b" % name)
+        object.__setattr__(self, "reset_header", b"x-ratelimit-reset-%b" % name)
 
     def in_force(self, now: float) -> "Rule":
         """With the amount of its override, while that holds."""
@@ -151,23 +155,27 @@ def headers(held: Iterable[Held], now: float) -> list[tuple[bytes, bytes]]:
 
     Reset: seconds until the window turns, or until what is counted now has left it.
     """
-    tightest: dict[str, Held] = {}
-    for one in held:
-        rule = one[0]
-        if rule.enforced:
-            other = tightest.get(rule.metric)
-            if other is None or _share_left(one) < _share_left(other):
-                tightest[rule.metric] = one
     told: list[tuple[bytes, bytes]] = []
-    for metric, (rule, window, _, total) in tightest.items():
-        amount_header, left_header, reset_header = _HEADERS[metric]
-        amount = rule.amount
-        told.append((amount_header, b"%d" % amount))
-        told.append((left_header, b"%d" % (amount - total) if total < amount else b"0"))
-        seconds = seconds_until_reset(rule, window, now)
-        if seconds is not None:
-            told.append((reset_header, b"%ds" % ceil(seconds) if seconds > 1 else b"1s"))
+    for rule, window, _, total in _tightest(held):
+        left = rule.amount - total
+        told += rule.told, (rule.left_header, b"%d" % left if left > 0 else b"0")
+        if rule.metric != "concurrent":
+            seconds = rule.seconds if rule.window == "seconds" else window[3] - now  # as seconds_until_reset
+            told.append((rule.reset_header, b"%ds" % ceil(seconds) if seconds > 1 else b"1s"))
     return told
+
+
+def _tightest(held: Iterable[Held]) -> Iterable[Held]:
+    """Of those that are enforced, one for each metric: the one of which the least is left."""
+    enforced = [one for one in held if one[0].enforced]
+    if len({one[0].metric for one in enforced}) == len(enforced):
+        return enforced
+    tightest: dict[str, Held] = {}
+    for one in enforced:
+        other = tightest.get(one[0].metric)
+        if other is None or _share_left(one) < _share_left(other):
+            tightest[one[0].metric] = one
+    return tightest.values()
 
 
 def _share_left(held: Held) -> float:
