@@ -4,7 +4,22 @@ from django.conf import settings
 from django.db import migrations, models
 
 
+def build(apps, schema_editor):
+    """Each anew, one after the other: nobody is locked out of the table, and what was broken off begins again."""
+    records = apps.get_model("usage", "UsageRecord")
+    postgresql = schema_editor.connection.vendor == "postgresql"
+    for index in records._meta.indexes:
+        name = schema_editor.quote_name(index.name)
+        if postgresql:
+            schema_editor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+            schema_editor.add_index(records, index, concurrently=True)
+        else:
+            schema_editor.execute(f"DROP INDEX IF EXISTS {name}")
+            schema_editor.add_index(records, index)
+
+
 class Migration(migrations.Migration):
+    atomic = False  # as PostgreSQL wants it for what is done while others write
 
     dependencies = [
         ('tenants', '0011_moments'),
@@ -13,76 +28,82 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
-        migrations.RemoveIndex(
-            model_name='usagerecord',
-            name='record_recent',
+        migrations.SeparateDatabaseAndState(
+            state_operations=[
+                migrations.RemoveIndex(
+                    model_name='usagerecord',
+                    name='record_recent',
+                ),
+                migrations.RemoveIndex(
+                    model_name='usagerecord',
+                    name='record_tenant_recent',
+                ),
+                migrations.RemoveIndex(
+                    model_name='usagerecord',
+                    name='record_key_recent',
+                ),
+                migrations.RemoveIndex(
+                    model_name='usagerecord',
+                    name='record_user_recent',
+                ),
+                migrations.RemoveIndex(
+                    model_name='usagerecord',
+                    name='record_end_user',
+                ),
+                migrations.RemoveIndex(
+                    model_name='usagerecord',
+                    name='record_client_id',
+                ),
+                migrations.RemoveIndex(
+                    model_name='usagerecord',
+                    name='record_failures',
+                ),
+                migrations.RemoveIndex(
+                    model_name='usagerecord',
+                    name='record_tenant_failures',
+                ),
+                migrations.RemoveIndex(
+                    model_name='usagerecord',
+                    name='record_user_failures',
+                ),
+                migrations.AddIndex(
+                    model_name='usagerecord',
+                    index=models.Index(fields=['started_at', 'id'], name='record_recent'),
+                ),
+                migrations.AddIndex(
+                    model_name='usagerecord',
+                    index=models.Index(fields=['tenant', 'started_at', 'id'], name='record_tenant_recent'),
+                ),
+                migrations.AddIndex(
+                    model_name='usagerecord',
+                    index=models.Index(fields=['api_key', 'started_at', 'id'], name='record_key_recent'),
+                ),
+                migrations.AddIndex(
+                    model_name='usagerecord',
+                    index=models.Index(condition=models.Q(('user__isnull', False)), fields=['user', 'started_at', 'id'], name='record_user_recent'),
+                ),
+                migrations.AddIndex(
+                    model_name='usagerecord',
+                    index=models.Index(condition=models.Q(models.Q(('outcome', 'ok'), _negated=True), models.Q(('outcome', 'cached'), _negated=True), models.Q(('outcome', 'coalesced'), _negated=True)), fields=['started_at', 'id'], name='record_failures'),
+                ),
+                migrations.AddIndex(
+                    model_name='usagerecord',
+                    index=models.Index(condition=models.Q(models.Q(('outcome', 'ok'), _negated=True), models.Q(('outcome', 'cached'), _negated=True), models.Q(('outcome', 'coalesced'), _negated=True)), fields=['tenant', 'started_at', 'id'], name='record_tenant_failures'),
+                ),
+                migrations.AddIndex(
+                    model_name='usagerecord',
+                    index=models.Index(condition=models.Q(models.Q(('outcome', 'ok'), _negated=True), models.Q(('outcome', 'cached'), _negated=True), models.Q(('outcome', 'coalesced'), _negated=True)), fields=['user', 'started_at', 'id'], name='record_user_failures'),
+                ),
+                migrations.AddIndex(
+                    model_name='usagerecord',
+                    index=models.Index(condition=models.Q(('end_user', ''), _negated=True), fields=['tenant', 'end_user', 'started_at', 'id'], name='record_end_user'),
+                ),
+                migrations.AddIndex(
+                    model_name='usagerecord',
+                    index=models.Index(condition=models.Q(('client_request_id', ''), _negated=True), fields=['client_request_id', 'started_at', 'id'], name='record_client_id'),
+                ),
+            ],
         ),
-        migrations.RemoveIndex(
-            model_name='usagerecord',
-            name='record_tenant_recent',
-        ),
-        migrations.RemoveIndex(
-            model_name='usagerecord',
-            name='record_key_recent',
-        ),
-        migrations.RemoveIndex(
-            model_name='usagerecord',
-            name='record_user_recent',
-        ),
-        migrations.RemoveIndex(
-            model_name='usagerecord',
-            name='record_end_user',
-        ),
-        migrations.RemoveIndex(
-            model_name='usagerecord',
-            name='record_client_id',
-        ),
-        migrations.RemoveIndex(
-            model_name='usagerecord',
-            name='record_failures',
-        ),
-        migrations.RemoveIndex(
-            model_name='usagerecord',
-            name='record_tenant_failures',
-        ),
-        migrations.RemoveIndex(
-            model_name='usagerecord',
-            name='record_user_failures',
-        ),
-        migrations.AddIndex(
-            model_name='usagerecord',
-            index=models.Index(fields=['started_at', 'id'], name='record_recent'),
-        ),
-        migrations.AddIndex(
-            model_name='usagerecord',
-            index=models.Index(fields=['tenant', 'started_at', 'id'], name='record_tenant_recent'),
-        ),
-        migrations.AddIndex(
-            model_name='usagerecord',
-            index=models.Index(fields=['api_key', 'started_at', 'id'], name='record_key_recent'),
-        ),
-        migrations.AddIndex(
-            model_name='usagerecord',
-            index=models.Index(condition=models.Q(('user__isnull', False)), fields=['user', 'started_at', 'id'], name='record_user_recent'),
-        ),
-        migrations.AddIndex(
-            model_name='usagerecord',
-            index=models.Index(condition=models.Q(models.Q(('outcome', 'ok'), _negated=True), models.Q(('outcome', 'cached'), _negated=True), models.Q(('outcome', 'coalesced'), _negated=True)), fields=['started_at', 'id'], name='record_failures'),
-        ),
-        migrations.AddIndex(
-            model_name='usagerecord',
-            index=models.Index(condition=models.Q(models.Q(('outcome', 'ok'), _negated=True), models.Q(('outcome', 'cached'), _negated=True), models.Q(('outcome', 'coalesced'), _negated=True)), fields=['tenant', 'started_at', 'id'], name='record_tenant_failures'),
-        ),
-        migrations.AddIndex(
-            model_name='usagerecord',
-            index=models.Index(condition=models.Q(models.Q(('outcome', 'ok'), _negated=True), models.Q(('outcome', 'cached'), _negated=True), models.Q(('outcome', 'coalesced'), _negated=True)), fields=['user', 'started_at', 'id'], name='record_user_failures'),
-        ),
-        migrations.AddIndex(
-            model_name='usagerecord',
-            index=models.Index(condition=models.Q(('end_user', ''), _negated=True), fields=['tenant', 'end_user', 'started_at', 'id'], name='record_end_user'),
-        ),
-        migrations.AddIndex(
-            model_name='usagerecord',
-            index=models.Index(condition=models.Q(('client_request_id', ''), _negated=True), fields=['client_request_id', 'started_at', 'id'], name='record_client_id'),
-        ),
+        # Backwards nothing is done: ascending or not, an index serves the same questions.
+        migrations.RunPython(build, migrations.RunPython.noop),
     ]
