@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import stat
 from collections import deque
@@ -12,6 +13,8 @@ import orjson
 from proxy.call import Call
 from proxy.ledger.rows import AT, Row
 from proxy.threads import WorkThread
+
+logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 0.2
 # So many lines are put together at once: done in a row it costs a third of what it costs once a call.
@@ -69,9 +72,14 @@ class AccessLog:
     def _put_together(self) -> None:
         ended, self._ended = self._ended, []
         for one in ended:
-            if len(self._waiting) < MOST_WAITING:
+            if len(self._waiting) >= MOST_WAITING:
+                self.dropped += 1
+                continue
+            try:
                 self._waiting.append(_line(*one))
-            else:
+            except Exception:
+                # It is another call by which this is done, and it must not fail for it (L5).
+                logger.exception("There is no line for the call %s", one[0].id)
                 self.dropped += 1
 
     def _flush(self) -> None:

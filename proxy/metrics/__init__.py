@@ -91,10 +91,14 @@ class Metrics:
         """Counts the calls that have ended since it was last done."""
         ended, self._ended = self._ended, []
         for call, row, status, outcome, error, duration in ended:
-            if row is not None:
-                self.tally.admitted(call, row, status, outcome, error)
-            else:
-                self.tally.answered(call, status, duration, outcome, error)
+            try:
+                if row is not None:
+                    self.tally.admitted(call, row, status, outcome, error)
+                else:
+                    self.tally.answered(call, status, duration, outcome, error)
+            except Exception:
+                # It is another call by which this is done, and it must not fail for it (L5).
+                logger.exception("The call %s could not be counted", call.id)
 
     # Once a second
 

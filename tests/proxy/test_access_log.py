@@ -58,6 +58,16 @@ async def test_a_line_says_how_the_call_ended_when_it_did(pipe):
     assert (line["outcome"], line["error"], line["status"]) == ("ok", "", 200)
 
 
+async def test_l5_a_call_of_which_no_line_can_be_made_costs_no_other_call(pipe, caplog):
+    read, write = pipe
+    log = AccessLog(write)
+    log.ended(*ended_call(tenant=object()))
+    log.ended(*ended_call())
+    await log.close()
+    assert all_of(read).count(b"\n") == log.dropped == 1
+    assert "There is no line" in caplog.text
+
+
 async def test_lines_that_nobody_can_read_are_counted():
     read, write = os.pipe()
     os.close(read)

@@ -327,6 +327,15 @@ def joined(directory) -> Metrics:
     return made
 
 
+def test_l5_a_call_that_cannot_be_counted_costs_no_other_call(tmp_path, caplog):
+    metrics = Metrics(Configuration(spool_dir=tmp_path, key_pepper=b"x"))
+    metrics.ended(*ended_call(tenant=object()))
+    metrics.ended(*ended_call())
+    metrics.count()
+    assert Scrape(metrics.page().decode()).total("gateway_calls_total") >= 1
+    assert "could not be counted" in caplog.text
+
+
 def test_a_process_that_does_nothing_leaves_the_disk_alone(tmp_path):
     metrics = joined(tmp_path)
     file = metrics._shared.directory / f"{metrics._shared.name}.json"
