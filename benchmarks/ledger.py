@@ -37,7 +37,7 @@ def batches(keys: int, labelled: float, rounds: int) -> list[list]:
                 finished_at=at + 1,
                 tenant_id=1 + call % keys % 5,
                 api_key_id=1 + call % keys,
-                user_id=None if call % 3 else 1 + call % keys,
+                user_id=None if call % keys % 3 else 1 + call % keys,
                 model=f"model-{call % 2}:latest",
                 backend=f"gpu{call // 2 % 2}",
                 end_user=f"customer {call * 7 % 150}" if call < labelled * BATCH else "",
