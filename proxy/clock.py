@@ -1,7 +1,7 @@
 """Wall time that never steps while the process runs, and how a moment is written."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 
@@ -26,6 +26,17 @@ def in_utc(epoch: float, between: str = "T") -> str:
     """2026-03-10T12:00:00.000000, without a zone. Most moments of a second share its text."""
     second = int(epoch)
     return f"{_second(second, between)}.{int((epoch - second) * 1_000_000):06d}"
+
+
+def all_in_utc(epochs: Iterable[float], between: str = "T") -> list[str]:
+    """As in_utc of each; those of one second after the other look its text up once."""
+    texts, last, text = [], -1, ""
+    for epoch in epochs:
+        second = int(epoch)
+        if second != last:
+            last, text = second, _second(second, between)
+        texts.append(f"{text}.{int((epoch - second) * 1_000_000):06d}")
+    return texts
 
 
 @lru_cache(maxsize=256)

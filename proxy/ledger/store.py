@@ -23,7 +23,7 @@ from django.db import (
     transaction,
 )
 
-from proxy.clock import in_utc
+from proxy.clock import all_in_utc, in_utc
 from proxy.ledger.rows import AT, COLUMNS, Row
 from usage.models.records import SUCCESSES
 from usage.rollups import BUCKET, MEASURES, OWNER, added_up, day_of, totals_of
@@ -245,7 +245,7 @@ class _SqliteWriter(_Writer):
             for row in part:
                 values += row
             for column in (_STARTED, _FINISHED):
-                values[column :: len(COLUMNS)] = _all_in_utc([row[column] for row in part])
+                values[column :: len(COLUMNS)] = all_in_utc([row[column] for row in part], " ")
             self.cursor.execute(_inserted("usage_usagerecord", COLUMNS, len(part)), values)
         return fresh
 
@@ -291,17 +291,6 @@ def _inserted(table: str, columns: Sequence[str], rows: int, ending: str = "") -
 def _utc(epoch: float) -> str:
     """2026-03-10 12:00:00.000000, as Django writes it to SQLite."""
     return in_utc(epoch, " ")
-
-
-def _all_in_utc(epochs: Iterable[float]) -> list[str]:
-    """As _utc of each; those of one second after the other look its text up once."""
-    texts, last, text = [], -1, ""
-    for epoch in epochs:
-        second = int(epoch)
-        if second != last:
-            last, text = second, _utc(second)[:20]
-        texts.append(f"{text}{int((epoch - second) * 1_000_000):06d}")
-    return texts
 
 
 # Made once a connection: what is copied into them goes with the transaction.
