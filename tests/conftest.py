@@ -29,6 +29,10 @@ os.environ["DATA_DIR"] = str(DATA_DIR)
 settings.DATA_DIR = DATA_DIR
 settings.CHANNEL_LAYERS["default"]["CONFIG"]["directory"] = DATA_DIR / "run"
 settings.GATEWAY = dataclasses.replace(settings.GATEWAY, spool_dir=DATA_DIR / "spool")
+# Each test client loads the middleware anew, and this part of it looks at every static file first, and takes five
+# threads a request: more than half of a test's time. Static files are asked of real servers (test_entry_points).
+STATIC_FILES = "servestatic.middleware.ServeStaticMiddleware"
+settings.MIDDLEWARE.remove(STATIC_FILES)
 if "sqlite" in settings.DATABASES["default"]["ENGINE"]:
     # Where a test that pytest-django does not know to use the database would look.
     settings.DATABASES["default"]["NAME"] = str(DATA_DIR / "gateway.sqlite3")

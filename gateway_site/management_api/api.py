@@ -65,7 +65,9 @@ def urls() -> list[URLPattern | URLResolver]:
 @cache
 def the_document() -> bytes:
     """What the API is does not change while the program runs."""
-    return Response(api.get_openapi_schema()).content
+    schema = api.get_openapi_schema()
+    errors.add_to_document(schema)
+    return Response(schema).content
 
 
 @require_safe

@@ -9,7 +9,7 @@ from django.http import HttpRequest
 from ninja import Router
 from pydantic import BaseModel, Field, StringConstraints
 
-from gateway_site.management_api.errors import RESPONSES, Invalid
+from gateway_site.management_api.errors import Invalid
 from gateway_site.management_api.fields import Body, ModelName, changes_of
 from gateway_site.management_api.resources import Resource, changing, reading
 from gateway_site.management_api.tokens import Caller
@@ -111,15 +111,13 @@ router = Router(tags=["default-models"])
 Changes = changes_of(ChosenModels)
 
 
-@router.get("", response={200: ShownDefaults, **RESPONSES}, operation_id="get_default_models", summary="Default models")
+@router.get("", response={200: ShownDefaults}, operation_id="get_default_models", summary="Default models")
 def get_defaults(request: HttpRequest) -> BaseModel:
     rows = defaults.rows(reading(request))
     return defaults.answer(rows.filter(pk=1).first() or DefaultModels())
 
 
-@router.patch(
-    "", response={200: ShownDefaults, **RESPONSES}, operation_id="change_default_models", summary="Choose them"
-)
+@router.patch("", response={200: ShownDefaults}, operation_id="change_default_models", summary="Choose them")
 def change_defaults(request: HttpRequest, body: Changes) -> BaseModel:  # type: ignore[valid-type]
     with changing(request) as caller:
         caller.require(defaults.scope)

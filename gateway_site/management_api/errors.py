@@ -14,6 +14,8 @@ Problem                     carries status, code, text and, where it is about on
 """
 
 import logging
+from http import HTTPStatus
+from typing import Any
 
 from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation
 from django.core.exceptions import ValidationError as ModelValidationError
@@ -22,6 +24,7 @@ from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.http.request import UnreadablePostError
 from ninja import NinjaAPI
 from ninja.errors import HttpError, ValidationError
+from ninja.schema import NinjaGenerateJsonSchema
 from pydantic import BaseModel
 
 from tenants.management.administration import explanation, one_line
@@ -99,7 +102,23 @@ class Error(BaseModel):
 
 
 # What any operation may answer besides what it is for.
-RESPONSES = {frozenset((400, 401, 403, 404, 405, 409, 413, 422, 429, 500, 503)): Error}
+STATUSES = tuple(HTTPStatus(status) for status in (400, 401, 403, 404, 405, 409, 413, 422, 429, 500, 503))
+
+
+def add_to_document(document: dict[str, Any]) -> None:
+    """Describes the refusals of every operation in an OpenAPI document.
+
+    Told to ninja, they would be models of their own for each operation and status: 600 of them, a fifth of every start.
+    """
+    shape = Error.model_json_schema(
+        ref_template="#/components/schemas/{model}", schema_generator=NinjaGenerateJsonSchema
+    )
+    document["components"]["schemas"] |= {**shape.pop("$defs"), Error.__name__: shape}
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{Error.__name__}"}}}
+    refusals = {status.value: {"description": status.phrase, "content": content} for status in STATUSES}
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"] |= refusals
 
 
 def answer(request: HttpRequest, problem: Problem) -> HttpResponse:

@@ -13,7 +13,7 @@ from ninja.responses import Status
 from pydantic import BaseModel, Field
 
 from gateway_site.management_api import kept_answers
-from gateway_site.management_api.errors import RESPONSES, Conflict, Forbidden, Invalid
+from gateway_site.management_api.errors import Conflict, Forbidden, Invalid
 from gateway_site.management_api.fields import Body, ModelName, Moment, Name, Number, changes_of
 from gateway_site.management_api.paging import After, Size, page, page_of
 from gateway_site.management_api.people import Username
@@ -237,13 +237,13 @@ resource = Keys()
 KeyPage, KeyChanges = page_of(ShownKey), changes_of(NewKey, *Keys.fixed)
 
 
-@router.get("", response={200: KeyPage, **RESPONSES}, operation_id="list_keys", summary="List keys")
+@router.get("", response={200: KeyPage}, operation_id="list_keys", summary="List keys")
 def list_keys(request: HttpRequest, limit: Size, after: After) -> dict[str, Any]:
     rows, following = page(resource.rows(reading(request)), limit, after)
     return {"items": [resource.answer(row) for row in rows], "next": following}
 
 
-@router.post("", response={201: KeyWithSecret, **RESPONSES}, operation_id="create_key", summary="Create a key")
+@router.post("", response={201: KeyWithSecret}, operation_id="create_key", summary="Create a key")
 def create_key(request: HttpRequest, body: NewKey, key: IdempotencyKey) -> Status | HttpResponse:
     """A repetition with the same Idempotency-Key tells the same, with null for the secret: if that was lost, rotate."""
     with changing(request) as caller:
@@ -251,12 +251,12 @@ def create_key(request: HttpRequest, body: NewKey, key: IdempotencyKey) -> Statu
         return kept_answers.once(caller, request, key, lambda: resource.create(caller, body), resource)
 
 
-@router.get("/{prefix}", response={200: ShownKey, **RESPONSES}, operation_id="get_key", summary="One key")
+@router.get("/{prefix}", response={200: ShownKey}, operation_id="get_key", summary="One key")
 def get_key(request: HttpRequest, prefix: PrefixInPath) -> BaseModel:
     return resource.answer(resource.get(reading(request), prefix=prefix))
 
 
-@router.patch("/{prefix}", response={200: ShownKey, **RESPONSES}, operation_id="change_key", summary="Change a key")
+@router.patch("/{prefix}", response={200: ShownKey}, operation_id="change_key", summary="Change a key")
 def change_key(request: HttpRequest, prefix: PrefixInPath, body: KeyChanges) -> BaseModel:  # type: ignore[valid-type]
     with changing(request) as caller:
         caller.require(resource.scope)
@@ -266,7 +266,7 @@ def change_key(request: HttpRequest, prefix: PrefixInPath, body: KeyChanges) -> 
 
 @router.post(
     "/{prefix}/rotate",
-    response={200: KeyWithSecret, **RESPONSES},
+    response={200: KeyWithSecret},
     operation_id="rotate_key",
     summary="A new secret for a key",
 )
@@ -278,9 +278,7 @@ def rotate(request: HttpRequest, prefix: PrefixInPath, body: Rotation, key: Idem
         return kept_answers.once(caller, request, key, lambda: resource.rotate(caller, row, overlap), resource)
 
 
-@router.post(
-    "/{prefix}/revoke", response={200: ShownKey, **RESPONSES}, operation_id="revoke_key", summary="End a key for good"
-)
+@router.post("/{prefix}/revoke", response={200: ShownKey}, operation_id="revoke_key", summary="End a key for good")
 def revoke(request: HttpRequest, prefix: PrefixInPath) -> BaseModel:
     """Calls that are being made with it are cut within a second. Doing it twice is no error."""
     with changing(request) as caller:

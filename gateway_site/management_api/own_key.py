@@ -12,7 +12,7 @@ from ninja.security.base import AuthBase
 from pydantic import BaseModel, Field
 
 from gateway_site import counters
-from gateway_site.management_api.errors import RESPONSES, Forbidden
+from gateway_site.management_api.errors import Forbidden
 from gateway_site.management_api.errors import Unavailable as NotNow
 from gateway_site.management_api.limits import shown_amount
 from gateway_site.management_api.tokens import headers_of, presented, refused
@@ -99,7 +99,7 @@ router = Router(tags=["key"])
 
 
 @router.get(
-    "", auth=ApiKeyAuth(), response={200: OwnKey, **RESPONSES}, operation_id="get_own_key",
+    "", auth=ApiKeyAuth(), response={200: OwnKey}, operation_id="get_own_key",
     summary="An API key about itself",
 )  # fmt: skip
 def get_own_key(request: HttpRequest) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ninja.responses import Status
 from pydantic import BaseModel
 
 from gateway_site.management_api import kept_answers
-from gateway_site.management_api.errors import RESPONSES, Conflict, Forbidden, Invalid, NotFound
+from gateway_site.management_api.errors import Conflict, Forbidden, Invalid, NotFound
 from gateway_site.management_api.fields import BIGGEST_ID, changes_of
 from gateway_site.management_api.paging import After, Size, page, page_of
 from gateway_site.management_api.tokens import Caller
@@ -181,15 +181,15 @@ def serve(router: Router, resource: Resource, *, changes: bool = True, ends: boo
     """The operations of a kind of row that has numbers."""
     Shown, New, Page, one = resource.Shown, resource.New, page_of(resource.Shown), resource.one
     Changes = changes_of(New, *resource.fixed)
-    created = {200: Shown, 201: Shown, **RESPONSES}
+    created = {200: Shown, 201: Shown}
     noun = resource.path.replace("-", "_")
 
-    @router.get("", response={200: Page, **RESPONSES}, operation_id=f"list_{noun}", summary=f"List {resource.path}")
+    @router.get("", response={200: Page}, operation_id=f"list_{noun}", summary=f"List {resource.path}")
     def list_rows(request: HttpRequest, limit: Size, after: After) -> dict[str, Any]:
         rows, following = page(resource.rows(reading(request)), limit, after)
         return {"items": [resource.answer(row) for row in rows], "next": following}
 
-    @router.get("/{id}", response={200: Shown, **RESPONSES}, operation_id=f"get_{noun}", summary=f"One {one}")
+    @router.get("/{id}", response={200: Shown}, operation_id=f"get_{noun}", summary=f"One {one}")
     def get_row(request: HttpRequest, id: Id) -> BaseModel:
         return resource.answer(resource.get(reading(request), pk=id))
 
@@ -206,9 +206,7 @@ def serve(router: Router, resource: Resource, *, changes: bool = True, ends: boo
 
     if changes:
 
-        @router.patch(
-            "/{id}", response={200: Shown, **RESPONSES}, operation_id=f"change_{noun}", summary=f"Change a {one}"
-        )
+        @router.patch("/{id}", response={200: Shown}, operation_id=f"change_{noun}", summary=f"Change a {one}")
         def change_row(request: HttpRequest, id: Id, body: Changes) -> BaseModel:  # type: ignore[valid-type]
             with changing(request) as caller:
                 caller.require(resource.scope)
@@ -217,9 +215,7 @@ def serve(router: Router, resource: Resource, *, changes: bool = True, ends: boo
 
     if ends:
 
-        @router.delete(
-            "/{id}", response={204: None, **RESPONSES}, operation_id=f"delete_{noun}", summary=f"Delete a {one}"
-        )
+        @router.delete("/{id}", response={204: None}, operation_id=f"delete_{noun}", summary=f"Delete a {one}")
         def end_row(request: HttpRequest, id: Id) -> Status:
             with changing(request) as caller:
                 caller.require(resource.scope)

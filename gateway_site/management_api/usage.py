@@ -9,7 +9,7 @@ from django.http import HttpRequest
 from ninja import Query, Router
 from pydantic import BaseModel, Field
 
-from gateway_site.management_api.errors import RESPONSES, Invalid
+from gateway_site.management_api.errors import Invalid
 from gateway_site.management_api.resources import reading, required
 from gateway_site.management_api.tokens import Caller
 from tenants import money
@@ -48,7 +48,7 @@ class Usage(BaseModel):
 router = Router(tags=["usage"])
 
 
-@router.get("", response={200: Usage, **RESPONSES}, operation_id="get_usage", summary="What was used")
+@router.get("", response={200: Usage}, operation_id="get_usage", summary="What was used")
 def get_usage(request: HttpRequest, since: Day, until: Day, by: By, tenant: OfTenant) -> dict[str, Any]:
     """Owners and viewers see their tenant's, members that of their own keys. Without days: the last 30."""
     caller = reading(request)

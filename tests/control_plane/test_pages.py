@@ -15,6 +15,7 @@ from django.urls import path
 from gateway_site.logs import OneLineFormatter
 from gateway_site.urls import *  # noqa: F403 - this module is a URL configuration with two more pages
 from gateway_site.urls import urlpatterns as real
+from tests.conftest import STATIC_FILES
 from tests.factories import make_user
 
 pytestmark = pytest.mark.django_db
@@ -49,7 +50,8 @@ def test_t12_every_answer_has_the_policies(client, address):
     assert answer["X-Frame-Options"] == "DENY"
 
 
-def test_pages_are_not_kept_by_browsers_but_their_style_is(client, bob):
+def test_pages_are_not_kept_by_browsers_but_their_style_is(client, bob, settings):
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE[:3], STATIC_FILES, *settings.MIDDLEWARE[3:]]
     client.force_login(bob)
     for address in ("/", "/keys/", "/usage/", "/account/"):
         assert client.get(address)["Cache-Control"] == "no-store"
