@@ -21,6 +21,7 @@ import yaml
 from django.core.management import get_commands, load_command_class
 
 from tests.control_plane.test_configuration_page import read_by_settings
+from tests.no_tls import NO_TLS
 from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,7 +144,7 @@ def test_the_image_takes_over_a_config_json_and_writes_to_its_volumes_only(image
             cwd="/", env={**environment, "CONFIG_FILE": str(config)}, stdout=out, stderr=out,
         )  # fmt: skip
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, verify=NO_TLS, timeout=30) as client:
             deadline = time.monotonic() + PATIENCE
             while True:
                 assert process.poll() is None, (image / "out").read_text()

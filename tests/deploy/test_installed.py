@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.no_tls import NO_TLS
 from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +74,7 @@ def test_installed_by_pip_the_demo_answers_the_call_that_it_prints(source, tmp_p
         words = shlex.split(re.search(r"curl .*?\n\n", said, re.DOTALL)[0].replace("\\\n", ""))
         assert [words[0], words[2], words[4]] == ["curl", "-H", "-d"]
         name, _, value = words[3].partition(": ")
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, verify=NO_TLS, timeout=60) as client:
             answer = client.post(words[1], headers={name: value}, content=words[5])
             assert answer.status_code == 200, answer.text
             assert answer.text.splitlines()[-1].startswith('{"model":"llama3.2"')

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from proxy.fake_ollama import FakeOllama, Model
+from tests.no_tls import NO_TLS
 
 
 @dataclass
@@ -158,7 +159,7 @@ async def wire(fake):
 
 @pytest.fixture
 async def client(fake):
-    async with httpx.AsyncClient(base_url=fake.url, trust_env=False, timeout=10) as client:
+    async with httpx.AsyncClient(base_url=fake.url, trust_env=False, verify=NO_TLS, timeout=10) as client:
         yield client
 
 

@@ -4,6 +4,8 @@ from html.parser import HTMLParser
 
 import httpx
 
+from tests.no_tls import NO_TLS
+
 USERNAME, PASSWORD = "root", "correct horse battery staple"
 
 
@@ -47,7 +49,9 @@ class Form(HTMLParser):
 
 class Admin:
     def __init__(self, url: str) -> None:
-        self.http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=30, headers={"referer": url})
+        self.http = httpx.AsyncClient(
+            base_url=url, trust_env=False, verify=NO_TLS, timeout=30, headers={"referer": url}
+        )
 
     async def close(self) -> None:
         await self.http.aclose()

@@ -13,6 +13,7 @@ import orjson
 from django.db.models import Sum
 
 from tests.live.gateway import ROOT, Gateway
+from tests.no_tls import NO_TLS
 from usage.models import DailyUsage, UsageBucket, UsageRecord
 from usage.rollups import reconcile
 
@@ -40,7 +41,9 @@ class FakeProcess:
 
     def ids_since_last_time(self) -> list[str]:
         """Our request ids of the calls it saw, in order."""
-        calls = httpx.get(f"{self.url}/_fake/calls", params={"since": self._seen}, trust_env=False).json()
+        calls = httpx.get(
+            f"{self.url}/_fake/calls", params={"since": self._seen}, trust_env=False, verify=NO_TLS
+        ).json()
         self._seen = calls[-1]["index"] + 1 if calls else self._seen
         return [dict(call["headers"])["x-request-id"] for call in calls if call["target"] in CALLS]
 

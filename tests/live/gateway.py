@@ -19,6 +19,7 @@ from gateway_site.settings import database as database_settings
 from proxy.models import Backend
 from tenants.keys import digest, make_clear_text
 from tenants.models import ApiKey, Tenant
+from tests.no_tls import NO_TLS
 from tests.ports import free_port
 from usage.models import UsageRecord
 
@@ -108,7 +109,7 @@ class Gateway:
             assert self.process is not None
             assert self.process.poll() is None, self.log()
             try:
-                if httpx.get(f"{self.url}/readyz", trust_env=False).status_code == 200:
+                if httpx.get(f"{self.url}/readyz", trust_env=False, verify=NO_TLS).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
@@ -122,7 +123,7 @@ class Gateway:
         while self._first_key and self._has_backends and time.monotonic() < deadline:
             headers = {"Authorization": f"Bearer {self._first_key}"}
             try:
-                answer = httpx.get(f"{self.url}/api/tags", headers=headers, trust_env=False)
+                answer = httpx.get(f"{self.url}/api/tags", headers=headers, trust_env=False, verify=NO_TLS)
             except httpx.HTTPError:
                 return
             if answer.status_code != 200 or answer.json().get("models"):
@@ -232,7 +233,8 @@ class Gateway:
 
     def client(self, key: str = "", **options: Any) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        return httpx.AsyncClient(base_url=self.url, headers=headers, trust_env=False, timeout=30, **options)
+        fixed: Any = {"base_url": self.url, "headers": headers, "trust_env": False, "timeout": 30}
+        return httpx.AsyncClient(**fixed, **{"verify": NO_TLS, **options})
 
 
 def migrated_sqlite(path: Path) -> str:

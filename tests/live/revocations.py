@@ -15,6 +15,7 @@ from django.utils import timezone
 from tenants.models import ApiKey, Limit
 from tests.live.crashes import FakeProcess
 from tests.live.gateway import Gateway
+from tests.no_tls import NO_TLS
 from tests.redis_server import RedisServer
 
 STATES = ("up", "killed", "stopped")
@@ -62,7 +63,7 @@ class Revocations:
         self.gateway = gateway
         if fake is not None:  # whose streams do not end by themselves before the key is withdrawn
             fault = {"path": list(STREAMS), "infinite": True, "tokens_per_second": 20}
-            httpx.post(f"{fake.url}/_fake/faults", json=fault, trust_env=False).raise_for_status()
+            httpx.post(f"{fake.url}/_fake/faults", json=fault, trust_env=False, verify=NO_TLS).raise_for_status()
         self.streams = streams
         self.clients: list[httpx.AsyncClient] = []
         self._worker_of: dict[int, int] = {}

@@ -18,6 +18,7 @@ from proxy.fake_ollama import FakeOllama
 from proxy.metrics.families import catalogue
 from tenants.models import Limit
 from tests.live.gateway import ROOT
+from tests.no_tls import NO_TLS
 from tests.ports import free_port
 from usage.models import Price
 
@@ -187,7 +188,7 @@ async def some_of_everything(gateway) -> None:
 async def test_every_query_returns_data_after_some_traffic(gateway, prometheus):
     missing = dict(queries())
     began = time.monotonic()
-    async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+    async with httpx.AsyncClient(trust_env=False, verify=NO_TLS, timeout=30) as client:
         while missing and time.monotonic() < began + 90:
             await some_of_everything(gateway)
             await asyncio.sleep(0.5)

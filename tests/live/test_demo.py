@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.live.gateway import ROOT
+from tests.no_tls import NO_TLS
 from tests.ports import free_port
 
 
@@ -45,7 +46,7 @@ def test_the_demo_says_how_to_use_it_and_ends_with_ctrl_c(demo):
     assert stat.S_IMODE(note.stat().st_mode) == 0o600
     told = json.loads(note.read_text())
     assert set(told) == {"url", "admin", "keys", "backends"}
-    with httpx.Client(base_url=told["url"], trust_env=False, timeout=30) as client:
+    with httpx.Client(base_url=told["url"], trust_env=False, verify=NO_TLS, timeout=30) as client:
         assert client.get("/readyz").status_code == 200
         for key in told["keys"].values():
             answer = client.post(

@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from tests.live.gateway import ROOT
 from tests.live.seen import calls, no_calls
+from tests.no_tls import NO_TLS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -326,7 +327,7 @@ async def test_l3_b10_three_thousand_idle_streams_are_cheap_and_gone_when_their_
         _, gateway.key = gateway.make_key()
         await asyncio.to_thread(gateway.start)
         process = psutil.Process(gateway.process.pid)
-        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as steering:
+        async with httpx.AsyncClient(base_url=url, trust_env=False, verify=NO_TLS, timeout=60) as steering:
             await steering.post("/_fake/faults", json={"path": "/api/chat", "hang_after_chunks": 1})
             warm = [await streaming(gateway) for _ in range(50)]
             for caller in warm:

@@ -12,6 +12,7 @@ from proxy.fake_ollama.library import Model
 from proxy.models import Backend, ModelAlias
 from tests.live.raw import RawClient, bearer
 from tests.live.seen import new_calls, no_calls
+from tests.no_tls import NO_TLS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -91,7 +92,7 @@ async def test_t4_tags_are_those_of_all_backends_that_a_key_may_use_newest_first
     models = answer.json()["models"]
     assert [model["name"] for model in models] == names
     assert answer.headers["content-type"] == "application/json; charset=utf-8"
-    async with httpx.AsyncClient(trust_env=False) as direct:
+    async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as direct:
         theirs = [
             model for fake in fakes.values() for model in (await direct.get(fake.url + "/api/tags")).json()["models"]
         ]
@@ -178,7 +179,7 @@ async def test_a_namespaced_name_is_another_path(ask):
 
 async def test_t4_ps_tells_only_of_models_that_a_key_may_use(ask, fakes):
     for name, model in (("one", "llama3.2"), ("one", "me/private"), ("two", "qwen3:8b"), ("two", "llama3.2")):
-        async with httpx.AsyncClient(trust_env=False) as direct:
+        async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as direct:
             await direct.post(fakes[name].url + "/api/generate", json={"model": model})
     expected = {
         "all": {"llama3.2:latest", "me/private:latest", "qwen3:8b"},

@@ -19,6 +19,7 @@ from tenants.keys import ALPHABET, checksum, digest
 from tenants.models import ApiKey, AuditEntry, IPRule, Limit, ManagementToken, Membership, Tenant, User
 from tenants.models.management_tokens import SCOPES
 from tests.live.gateway import PEPPER, ROOT
+from tests.no_tls import NO_TLS
 from usage.models import DailyUsage, Price
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -72,7 +73,9 @@ def gateway(make_shared_gateway, shared_fake):
 
 def client_of(gateway, credential, **options):
     headers = {"authorization": f"Bearer {credential}"} if credential else {}
-    return httpx.AsyncClient(base_url=gateway.url, headers=headers, trust_env=False, timeout=30, **options)
+    return httpx.AsyncClient(
+        base_url=gateway.url, headers=headers, trust_env=False, verify=NO_TLS, timeout=30, **options
+    )
 
 
 # A key about itself.

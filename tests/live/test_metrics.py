@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from proxy.fake_ollama import FakeOllama
 from tests.live.gateway import Gateway
+from tests.no_tls import NO_TLS
 from tests.scraped import Scrape, scrape
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -195,7 +196,9 @@ async def test_l8_junk_over_the_wire_adds_no_series(gateway):
     ],
 )
 async def test_t14_metrics_are_for_loopback_and_for_who_has_a_token(gateway, headers, status):
-    async with httpx.AsyncClient(trust_env=False, base_url=gateway.url, headers=headers, timeout=30) as client:
+    async with httpx.AsyncClient(
+        trust_env=False, verify=NO_TLS, base_url=gateway.url, headers=headers, timeout=30
+    ) as client:
         for path in ("/metrics", "/readyz"):
             assert (await client.get(path)).status_code == status, path
         assert (await client.get("/livez")).text == "ok"

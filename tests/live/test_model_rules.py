@@ -11,6 +11,7 @@ from proxy.fake_ollama import FakeOllama
 from proxy.fake_ollama.options import LOAD_TIME
 from proxy.models import ModelAlias, ModelPolicy
 from tests.live.seen import calls, new_calls, no_calls
+from tests.no_tls import NO_TLS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -207,7 +208,7 @@ async def test_m3_an_ordinary_key_unloads_nothing_and_is_told_so(gateway, client
         answer = await client.post(path, json={"model": "llama3.2", "keep_alive": value, **fields})
     assert (answer.status_code, answer.headers["x-gateway-adjusted"]) == (200, "keep_alive")
     assert [runner.model.name for runner in fake.scheduler.runners.values()] == loaded
-    async with httpx.AsyncClient(trust_env=False) as direct:
+    async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as direct:
         real = await direct.post(fake.url + path, json={"model": "nomic-embed-text", "keep_alive": value, **fields})
     assert answer.headers["content-type"] == real.headers["content-type"]
     said, meant = answer.json(), real.json()

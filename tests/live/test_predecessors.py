@@ -31,6 +31,7 @@ from proxy.models import Backend
 from tenants.models import ApiKey, IPRule, Limit, Tenant
 from tests.live.gateway import ROOT, Gateway
 from tests.live.seen import calls
+from tests.no_tls import NO_TLS
 from tests.ports import free_port
 from usage.models import StoredText
 
@@ -59,7 +60,7 @@ class Cast:
 
     def client(self, gateway: Gateway | None = None, **headers: str) -> httpx.AsyncClient:
         chosen = gateway or self.gateway
-        return httpx.AsyncClient(base_url=chosen.url, headers=headers, trust_env=False, timeout=30)
+        return httpx.AsyncClient(base_url=chosen.url, headers=headers, trust_env=False, verify=NO_TLS, timeout=30)
 
 
 Check = Callable[[Cast], Any]
@@ -275,7 +276,7 @@ async def port_by_variable(cast: Cast) -> None:
 
 
 async def metrics_on_their_port(cast: Cast) -> None:
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as client:
         answer = await client.get(f"http://localhost:{cast.metrics_port}/metrics")
     assert answer.status_code == 200
     assert "gateway_" in answer.text

@@ -20,6 +20,7 @@ from websockets.asyncio.client import connect
 from tests.live.gateway import ROOT
 from tests.live.seen import no_calls
 from tests.live.signed_in import make_person, sign_in
+from tests.no_tls import NO_TLS
 from tests.ports import free_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -205,7 +206,7 @@ async def test_live_pages_are_upgraded(proxy, certificate, behind):
 async def test_l7_a_key_in_the_path_is_logged_nowhere(proxy, client, behind):
     answer = await client.get(f"/k/{behind.key}/api/version")
     assert answer.status_code == 200, answer.text
-    async with httpx.AsyncClient(trust_env=False) as plain:
+    async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as plain:
         await plain.get(f"http://127.0.0.1:{proxy[1]}/k/{behind.key}/api/version", headers={"host": NAME})
     assert (await client.get("/api/version")).status_code == 200
     assert behind.key not in proxy[2]()

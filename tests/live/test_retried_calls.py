@@ -11,6 +11,7 @@ from django.db.models import F, Sum
 
 from proxy.fake_ollama import FakeOllama
 from tenants.models import Limit
+from tests.no_tls import NO_TLS
 from usage.models import DailyUsage, UsageBucket
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -57,7 +58,7 @@ async def gateway(make_shared_gateway, fakes):
 async def warm_at_one(fake):
     """A model that is warm there, and nowhere else: calls of it go there first, as soon as the gateway knows."""
     model = next(models)
-    async with httpx.AsyncClient(base_url=fake.url, trust_env=False) as direct:
+    async with httpx.AsyncClient(base_url=fake.url, trust_env=False, verify=NO_TLS) as direct:
         await direct.post("/api/generate", json={"model": model})
     since = len(fake.calls)
     async with asyncio.timeout(PATIENCE):

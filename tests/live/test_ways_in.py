@@ -22,6 +22,7 @@ from tenants.models import ApiKey, IPRule
 from tests.live.gateway import ROOT, copied_sqlite
 from tests.live.raw import bearer
 from tests.live.seen import new_calls, no_calls
+from tests.no_tls import NO_TLS
 from tests.ports import free_port
 from tests.proxy.odd_paths import odd_spellings
 
@@ -419,7 +420,7 @@ async def test_metrics_move_to_a_path_and_a_port_of_their_own(make_gateway, fake
         METRICS_PORT=str(metrics_port),
         METRICS_PATH_FILE=str(tmp_path / "path"),
     )
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as client:
         own = f"http://127.0.0.1:{metrics_port}"
         answer = await client.get(f"{own}/inner/metrics")
         assert answer.status_code == 200

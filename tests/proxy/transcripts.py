@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from proxy.fake_ollama import FakeOllama
+from tests.no_tls import NO_TLS
 
 TOKENS = 4
 HI = [{"role": "user", "content": "hi"}]
@@ -119,7 +120,7 @@ async def record_all(*, stream: bool) -> dict[str, Transcript]:
     found = {}
     async with FakeOllama(models=["llama3.2", "qwen3:8b"], slots=4) as fake:
         fake.faults(tokens=TOKENS)
-        async with httpx.AsyncClient(base_url=fake.url, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=fake.url, trust_env=False, verify=NO_TLS) as client:
             for name, (path, model, fields) in STREAMS.items():
                 asked = {"model": model, "stream": stream, **fields}
                 if stream and path in ("/v1/chat/completions", "/v1/completions"):
