@@ -25,7 +25,6 @@ from proxy.errors import (
 from proxy.fleet.state import BackendState
 from proxy.ledger.rows import AT, Row
 from proxy.limits import Amounts, Rule
-from proxy.limits.rules import headers as limit_headers
 from proxy.metering import Meter
 from proxy.relay import Relay, busy, refusal_of
 from proxy.routes import Kind
@@ -288,7 +287,7 @@ class Dispatch:
         if call.backend is not None:  # none has worked for an answer that was kept
             headers.append((b"x-gateway-backend", call.backend.name.encode("ascii", "replace")))
         if call.reservation is not None and call.reservation.held:
-            headers += limit_headers(call.reservation.held, self.runtime.now())
+            headers += call.reservation.headers(self.runtime.now())
         if call.adjusted:
             headers.append((b"x-gateway-adjusted", ", ".join(call.adjusted).encode("ascii", "replace")))
         if call.stream:

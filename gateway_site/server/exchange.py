@@ -19,6 +19,7 @@ Message = dict[str, Any]
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
+END = (b"", b"")  # of a head, in lines
 # Below this, one joined write costs less than handing over its parts; above, copying the body costs more.
 JOIN_BYTES = 16 * 1024
 BODILESS = frozenset({204, 304})
@@ -33,7 +34,7 @@ def _phrase(status: int) -> str:
         return ""
 
 
-STATUS_LINES = {status: f"HTTP/1.1 {status} {_phrase(status)}\r\n".encode() for status in range(200, 600)}
+STATUS_LINES = {status: f"HTTP/1.1 {status} {_phrase(status)}".encode() for status in range(200, 600)}
 
 
 class Exchange:
@@ -235,17 +236,18 @@ class Exchange:
         elif self.remaining is None:
             lines += self._framing(len(body), more)
         if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
+            lines.append(b"connection: close")
+        lines += END
 
-        head = b"".join(lines)
-        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
+        head = b"\r\n".join(lines)
+        breaks = len(lines) - 1
+        if head.count(b"\n") != breaks or head.count(b"\r") != breaks or b"\0" in head:
             raise RuntimeError("a response header holds a line break or NUL")
         self.started = True
         self._send_body(body, more, head)
 
-    def _header_lines(self, headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
-        headers = [(name, value) for name, value in headers]
+    def _header_lines(self, headers: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
+        headers = list(headers)
         fields = dict(headers)
         if not b" ".join(fields).islower() or not OF_CONNECTION.isdisjoint(fields):
             headers = list(self._weighed(headers))
@@ -253,7 +255,7 @@ class Exchange:
         length = fields.get(b"content-length")
         if length is not None:
             self.remaining = int(length)
-        return [b"%b: %b\r\n" % header for header in headers]
+        return map(b": ".join, headers)
 
     def _weighed(self, headers: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
         """Those that the client is told, in lower case."""
@@ -268,10 +270,10 @@ class Exchange:
         """How the end of the body will be known, if the application gave no length."""
         if not more:
             self.remaining = size
-            return (b"content-length: %d\r\n" % size,)
+            return (b"content-length: %d" % size,)
         if self.version == "1.1":
             self.chunked = True
-            return (b"transfer-encoding: chunked\r\n",)
+            return (b"transfer-encoding: chunked",)
         # HTTP/1.0 is never kept alive: its body ends with the connection.
         return ()
 

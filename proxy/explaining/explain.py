@@ -334,7 +334,7 @@ class _Asking:
         found = await self.world.limits.count(counted, address)
         for rule, total in zip(counted, found.totals, strict=True):
             is_known = self.world.serves or found.source == "shared" or rule.window in ("hour", "day", "month")
-            self.limit(rule, total, estimate.of(rule.metric), address, is_known=is_known)
+            self.limit(rule, total, estimate.by_metric[rule.metric], address, is_known=is_known)
 
     def limit(self, rule: Rule, total: int, needed: int, address: str, *, is_known: bool) -> None:
         zone, now = self.world.configuration.time_zone, self.now

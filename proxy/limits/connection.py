@@ -6,14 +6,37 @@ redis-py's asyncio client costs several times the round trip in CPU; this is wha
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import hiredis
 
 Argument = bytes | str | int | float
+Command = tuple[Argument, ...]
 Unheard = Callable[[str], None]
+
+
+GAP = "\0"
+"""In a command: what differs from time to time. See with_gaps."""
+
+
+def with_gaps(command: Command) -> bytes:
+    """A command that is sent again and again, packed once, for `filled`."""
+    return packed(command).replace(b"%", b"%%").replace(b"$1\r\n\0\r\n", b"$%d\r\n%b\r\n")
+
+
+def filled(template: bytes, *values: bytes) -> bytes:
+    """The packed command with these values in its gaps."""
+    parts: list[int | bytes] = []
+    for value in values:
+        parts += len(value), value
+    return template % tuple(parts)
+
+
+def packed(command: Command) -> bytes:
+    made: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # typed as if it took one
+    return made
 
 
 class RedisAway(Exception):
@@ -96,6 +119,10 @@ class Connection(asyncio.Protocol):
 
     def ask(self, *command: Argument) -> asyncio.Future[Any]:
         """The answer to a command: int, bytes, list or None. Raises RedisAway, hiredis.ReplyError."""
+        return self.ask_packed(packed(command))
+
+    def ask_packed(self, command: bytes) -> asyncio.Future[Any]:
+        """As ask, for a command that is packed already."""
         future = self.loop.create_future()
         self._send(command, future)
         return future
@@ -105,14 +132,18 @@ class Connection(asyncio.Protocol):
 
         `unheard(problem)` is called where it was not confirmed: it may have been carried out.
         """
+        self._send(packed(command), unheard)
+
+    def tell_packed(self, command: bytes, *, unheard: Unheard) -> None:
+        """As tell, for a command that is packed already."""
         self._send(command, unheard)
 
-    def _send(self, command: Sequence[Argument], waiter: asyncio.Future[Any] | Unheard) -> None:
+    def _send(self, command: bytes, waiter: asyncio.Future[Any] | Unheard) -> None:
         if self.closed or self._transport is None or self._transport.is_closing():
             raise RedisAway("not connected")
         deadline = self.loop.time() + self._patience
         self._waiting.append((waiter, deadline))
-        self._transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]  # typed as if it took one
+        self._transport.write(command)
         if self._alarm is None:
             self._alarm = self.loop.call_at(deadline, self._look)
 

@@ -51,9 +51,9 @@ class Limits:
 
     def know(self, recorded: Mapping[str, int]) -> None:
         """What the roll-ups say was used in windows of the calendar, by key of the counter."""
-        self.memory.recorded = recorded
+        self.memory.know(recorded)
         if self.shared is not None:
-            self.shared.recorded = recorded
+            self.shared.know(recorded)
 
     @property
     def is_shared(self) -> bool:
@@ -90,7 +90,7 @@ class Limits:
         now = self.shared.clock()
         totals = []
         for rule, total in zip(rules, found, strict=True):
-            known = self.shared.recorded.get(rule.window_at(now, address, self.shared.zone).key, 0)
+            known = self.shared.plans.recorded.get(rule.window_at(now, address, self.shared.zone).key, 0)
             # As reserve.lua: what the roll-ups know of requests is said only to a counter that is new.
             totals.append(max(total, known) if rule.metric != "requests" or not total else total)
         return totals

@@ -2,16 +2,13 @@
 
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import NamedTuple
 
-from proxy.limits.rules import Amounts, Full, Held, Reservation, Rule, Window, has_room, refusal_by
+from proxy.limits.plans import Place, Plans
+from proxy.limits.rules import METRICS, Amounts, Full, Held, Reservation, Rule, Window, has_room, held_of, refusal_by
 
 # Counters beyond this are dropped when they have nothing in them; addresses come and go.
 TIDY_ABOVE = 10_000
-MAX_PLANS = 10_000
-
-_held = partial(tuple.__new__, Held)  # twice as fast as by its name, three times a call
+NOTHING = dict.fromkeys(METRICS, 0)
 
 
 class Counter:
@@ -44,20 +41,6 @@ class Counter:
         return not self.held and (not self.total or 0 < self.ends <= now)
 
 
-Place = tuple[Rule, Window, Counter]
-"""Where a rule counts a call."""
-
-
-class Plan(NamedTuple):
-    """Where the calls of a key are counted, until the first window turns."""
-
-    rules: tuple[Rule, ...]
-    recorded: Mapping[str, int]
-    since: float
-    until: float
-    places: list[Place]
-
-
 class MemoryLimits:
     """`clock` gives epoch seconds that never step: see Runtime.now."""
 
@@ -65,10 +48,12 @@ class MemoryLimits:
         self.zone = zone
         self.clock = clock
         self.counters: dict[str, Counter] = {}
-        # What the roll-ups say was used in windows of the calendar, by key: budgets outlive this process.
-        self.recorded: Mapping[str, int] = {}
         self._tidy_above = TIDY_ABOVE
-        self._plans: dict[tuple[int, str], Plan] = {}  # by id of the rules, which the plan keeps alive, and model
+        self.plans = Plans(zone, self._counters_of)
+
+    def know(self, recorded: Mapping[str, int]) -> None:
+        """What the roll-ups say was used in windows of the calendar, by key of the counter."""
+        self.plans.recorded = recorded
 
     def reserve(
         self, call_id: str, rules: tuple[Rule, ...], model: str, address: str, estimate: Amounts
@@ -78,61 +63,37 @@ class MemoryLimits:
         if not rules:
             return Reservation(call_id, held)
         now = self.clock()
-        places = self._places(rules, model, address, now)
+        plan = self.plans.of(rules, model, address, now)
         wanted = estimate.by_metric
         is_full = False
-        for rule, window, counter in places:
+        for rule, window, counter in plan.details:
             needed = wanted[rule.metric]
             total = counter.total + needed
             if total > rule.amount and rule.enforced:  # as has_room
                 is_full = True
-            held.append(_held((rule, window, needed, total)))
+            held.append(held_of((rule, window, needed, total)))
             counter.total = total
             counter.held += needed
             if window[1]:
                 counter.parts[window[1]] = counter.parts.get(window[1], 0) + needed
-        reservation = Reservation(call_id, held)
+        reservation = Reservation(call_id, held, is_varied=plan.is_varied)
         if is_full:
             # Against all, or against none.
             self.release(reservation)
             raise refusal_by(
                 [
                     Full(rule, window, counter.parts, counter.total, needed)
-                    for (rule, window, counter), (_, _, needed, _) in zip(places, held, strict=True)
+                    for (rule, window, counter), (_, _, needed, _) in zip(plan.details, held, strict=True)
                     if not has_room(rule, counter.total, needed)
                 ],
                 now,
             )
         return reservation
 
-    def _places(self, rules: tuple[Rule, ...], model: str, address: str, now: float) -> list[Place]:
-        """Of the rules that hold for a call. They stay the same from call to call while no window turns or rolls."""
-        plan = self._plans.get((id(rules), model))
-        if (
-            plan is not None
-            and plan.since <= now < plan.until
-            and plan.rules is rules
-            and plan.recorded is self.recorded
-        ):
-            return plan.places
+    def _counters_of(self, places: list[Place], now: float) -> list[tuple[Rule, Window, Counter]]:
         if len(self.counters) >= self._tidy_above:
             self._tidy(now)  # not between two places: a new counter has nothing in it yet
-        places: list[Place] = []
-        until = float("inf")
-        for rule in rules:
-            if rule.model and rule.model != model:
-                continue
-            window = rule.window_at(now, address, self.zone)
-            places.append((rule, window, self._counter(rule, window, now)))
-            if rule.rolls or rule.per_address:
-                until = 0.0
-            elif window.ends:
-                until = min(until, window.ends)
-        if until:
-            if len(self._plans) >= MAX_PLANS:
-                self._plans.clear()  # of keys and rules that are no more, most of them
-            self._plans[id(rules), model] = Plan(rules, self.recorded, now, until, places)
-        return places
+        return [(rule, window, self._counter(rule, window, now)) for rule, window in places]
 
     def settle(self, reservation: Reservation, actual: Amounts) -> None:
         """Replaces what was held by what was used, in the window in which the call was admitted."""
@@ -146,10 +107,10 @@ class MemoryLimits:
         if reservation.ended:
             return
         reservation.ended = True
-        used_by = None if actual is None else actual.by_metric
+        used_by = NOTHING if actual is None else actual.used
         for rule, window, needed, _ in reservation.held:
-            used = 0 if used_by is None or rule.metric == "concurrent" else used_by[rule.metric]
             key, part, _, _ = window
+            used = used_by[rule.metric]
             counter = self.counters.get(key)
             if counter is None:
                 # Tidied away with nothing in it: it was estimated to use nothing.
@@ -180,14 +141,14 @@ class MemoryLimits:
         if window.part:
             counter.ends = window.ends
             counter.forget_before(window.oldest)
-        elif self.recorded and (is_new or rule.metric != "requests"):
+        elif self.plans.recorded and (is_new or rule.metric != "requests"):
             # Calls that were refused in the line have records, but are not counted as requests.
-            known = self.recorded.get(window.key, 0) + counter.held
+            known = self.plans.recorded.get(window.key, 0) + counter.held
             counter.total = max(counter.total, known)
         return counter
 
     def _tidy(self, now: float) -> None:
-        self._plans.clear()
+        self.plans.clear()
         for key in [key for key, counter in self.counters.items() if counter.is_idle(now)]:
             del self.counters[key]
         # With as many that are in use, not again for each newcomer.

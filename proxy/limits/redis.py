@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 
 import hiredis
 
-from proxy.limits.connection import Argument, Connection, RedisAway
-from proxy.limits.rules import Amounts, Full, Held, Reservation, Rule, Window, refusal_by
+from proxy.limits.connection import Argument, Connection, RedisAway, filled, packed
+from proxy.limits.plans import Place, Plans
+from proxy.limits.questions import COUNTERS, HOLDERS, Questions, evalsha, key_of, questions_of, reserving, settling
+from proxy.limits.rules import Amounts, Full, Held, Reservation, Rule, held_of, refusal_by
 
 logger = logging.getLogger(__name__)
 
@@ -31,26 +33,21 @@ RETRY_SECONDS = 0.5
 LEASE_SECONDS = 30.0
 # Seconds that the end of a call may wait to be told together with what is sent next, where there is plenty of room.
 ENDS_WAIT = 0.005
-# A counter is kept so long after its window has ended: clocks of several machines differ.
-KEPT_SECONDS = 600
 # Counters that are dropped, or searched for calls of dead workers, by one script: calls wait meanwhile.
 AT_ONCE = 100
 
-_HOLDERS = "ogw:holders"
-_COUNTERS = "ogw:counters"
 _NAMES = ("reserve", "settle", "expire", "forget")
 _SCRIPTS = {name: (Path(__file__).parent / f"{name}.lua").read_text() for name in _NAMES}
 
-Command = tuple[list[str], list[Any]]
-
 
 class SharedReservation(Reservation):
-    __slots__ = ("holder",)
+    __slots__ = ("holder", "questions")
 
-    def __init__(self, reservation_id: str, held: list[Held], holder: str) -> None:
-        """`holder`: the name under which Redis knows who holds it."""
-        super().__init__(reservation_id, held)
-        self.holder = holder
+    def __init__(self, reservation_id: str, held: list[Held], questions: Questions, *, is_varied: bool) -> None:
+        super().__init__(reservation_id, held, is_varied=is_varied)
+        self.questions = questions
+        # The name under which Redis knows who holds it: another one after each loss of the connection.
+        self.holder = questions.holder
 
 
 class End(NamedTuple):
@@ -79,7 +76,7 @@ class RedisLimits:
         self.clock = clock
         self.lease_seconds = lease_seconds
         self.patience = patience
-        self.recorded: Mapping[str, int] = {}
+        self.plans = Plans(zone, self._questions)
         self.problem = "not connected yet"  # why Redis cannot be used; empty while it can
         self._connection: Connection | None = None
         self._shas: dict[str, str] = {}
@@ -112,27 +109,30 @@ class RedisLimits:
     def usable(self) -> bool:
         return not self.problem
 
+    def know(self, recorded: Mapping[str, int]) -> None:
+        """As MemoryLimits.know."""
+        self.plans.recorded = recorded
+
     async def reserve(
-        self, call_id: str, rules: Iterable[Rule], model: str, address: str, estimate: Amounts
+        self, call_id: str, rules: tuple[Rule, ...], model: str, address: str, estimate: Amounts
     ) -> SharedReservation:
         """As MemoryLimits.reserve. Raises RedisAway where Redis does not answer in time."""
         if self.problem:
             raise RedisAway(self.problem)
         now = self.clock()
+        plan = self.plans.of(rules, model, address, now)
+        questions = plan.details
         wanted = estimate.by_metric
         # Totals come with the answer.
-        held = [
-            Held(rule, rule.window_at(now, address, self.zone), wanted[rule.metric], 0)
-            for rule in rules
-            if not rule.model or rule.model == model
-        ]
-        reservation = SharedReservation(call_id, held, self._name)
+        held = [held_of((rule, window, wanted[rule.metric], 0)) for rule, window in questions.places]
+        reservation = SharedReservation(call_id, held, questions, is_varied=plan.is_varied)
         if not held:
             reservation.ended = True
             return reservation
         self._live[call_id] = reservation
+        varying = [b"%d" % wanted[metric] for metric in questions.varying]
         try:
-            found = await self._run("reserve", *self._asked(reservation, now))
+            found = await self._ask_packed(filled(questions.reserve, call_id.encode(), b"%a" % now, *varying))
         except BaseException:
             # It may have been carried out: then it is given back, now or with the lease.
             self.release(reservation)
@@ -144,30 +144,11 @@ class RedisLimits:
                 rule, window, needed, _ = held[number - 1]
                 full.append(Full(rule, window, _parts(fields), int(total), needed))
             raise refusal_by(full, now)
-        reservation.held = [
-            Held(rule, window, needed, total) for (rule, window, needed, _), total in zip(held, found[1], strict=True)
-        ]
+        reservation.held = [held_of((*one[:3], total)) for one, total in zip(held, found[1], strict=True)]
         return reservation
 
-    def _asked(self, reservation: SharedReservation, now: float, *, again: bool = False) -> Command:
-        """Keys and arguments of reserve.lua. `again`: what runs, however full its limits are."""
-        keys, arguments = [_HOLDERS, _COUNTERS], [reservation.holder, reservation.id, now]
-        for rule, window, needed, _ in reservation.held:
-            if again and rule.metric == "requests":
-                continue  # was made, and stayed counted
-            keys.append(_key(window))
-            recorded = self.recorded.get(window.key, 0)
-            arguments += [
-                rule.amount if rule.enforced and not again else -1,
-                needed,
-                needed if rule.metric == "requests" else 0,
-                window.part,
-                window.oldest,
-                int(window.ends) + KEPT_SECONDS if window.ends else 0,
-                # Calls that were refused in the line have records, but are not counted as requests.
-                -recorded if rule.metric == "requests" else recorded,
-            ]
-        return keys, arguments
+    def _questions(self, places: list[Place], now: float) -> Questions:
+        return questions_of(places, self.plans.recorded, self._name, self._shas)
 
     def settle(self, reservation: SharedReservation, actual: Amounts) -> None:
         """As MemoryLimits.settle. Does not wait: Redis hears of the end before whatever this process sends next."""
@@ -185,10 +166,8 @@ class RedisLimits:
         connection = self._connection
         if connection is None:
             return
-        if any(
-            rule.metric == "concurrent" or 2 * total > rule.amount
-            for rule, _, _, total in reservation.held
-            if rule.enforced
+        if reservation.questions.is_concurrent or any(
+            2 * total > rule.amount for rule, _, _, total in reservation.held if rule.enforced
         ):
             self._tell_ends()  # another process may wait for the room
         elif self._telling is None:
@@ -207,17 +186,16 @@ class RedisLimits:
 
     def _tell_end(self, end: End, connection: Connection) -> None:
         reservation, actual, may_be_known = end
-        keys: list[str] = []
-        arguments: list[Any] = [reservation.holder, reservation.id, int(may_be_known)]
-        used_by = {} if actual is None else {**actual.by_metric, "concurrent": 0}
-        for rule, window, _, _ in reservation.held:
-            keys.append(_key(window))
-            # A request stays counted even where nobody knows any more that it was held.
-            of_all = actual is not None and rule.metric == "requests"
-            arguments += ["all" if of_all else used_by.get(rule.metric, 0), window.part]
-        unheard = partial(self._unheard, end, connection)
+        questions = reservation.questions
+        used = {} if actual is None else actual.used
+        if used and not may_be_known and reservation.holder == questions.holder:
+            varying = [b"%d" % used[metric] for metric in questions.varying]
+            command = filled(questions.settle, reservation.id.encode(), *varying)
+        else:
+            end_of = reservation.holder, reservation.id, questions.places, used
+            command = packed(evalsha(self._shas["settle"], *settling(*end_of, may_be_known=may_be_known)))
         try:
-            connection.tell("EVALSHA", self._shas["settle"], len(keys), *keys, *arguments, unheard=unheard)
+            connection.tell_packed(command, unheard=partial(self._unheard, end, connection))
         except RedisAway:
             self._untold.append(end)
 
@@ -229,8 +207,8 @@ class RedisLimits:
         """What is used and held of a rule now. Raises RedisAway."""
         window = rule.window_at(self.clock(), address, self.zone)
         if not window.part:
-            return int(await self._ask("HGET", _key(window), "total") or 0)
-        parts = _parts(await self._ask("HGETALL", _key(window)))
+            return int(await self._ask("HGET", key_of(window), "total") or 0)
+        parts = _parts(await self._ask("HGETALL", key_of(window)))
         return sum(count for part, count in parts.items() if part >= window.oldest)
 
     async def held(self) -> dict[str, int]:
@@ -245,7 +223,7 @@ class RedisLimits:
     async def expire(self) -> int:
         """Gives back what others held that have not beaten for the time of a lease; returns of how many calls."""
         now = self.clock()
-        beats = await self._ask("HGETALL", _HOLDERS)
+        beats = await self._ask("HGETALL", HOLDERS)
         heard: dict[bytes, tuple[bytes, float]] = {}
         for name, said in zip(beats[::2], beats[1::2], strict=True):
             before = self._heard.get(name)
@@ -259,7 +237,7 @@ class RedisLimits:
         ended: set[bytes] = set()
         async for keys in self._counters():
             ended.update(await self._run("expire", keys, names))
-        await self._ask("HDEL", _HOLDERS, *names)
+        await self._ask("HDEL", HOLDERS, *names)
         return len(ended)
 
     async def _counters(self) -> AsyncIterator[list[bytes]]:
@@ -273,16 +251,19 @@ class RedisLimits:
                 return
 
     async def _run(self, script: str, keys: Sequence[Argument], arguments: Sequence[Argument]) -> Any:
-        return await self._ask("EVALSHA", self._shas.get(script, ""), len(keys), *keys, *arguments)
+        return await self._ask(*evalsha(self._shas.get(script, ""), keys, arguments))
 
     async def _ask(self, *command: Argument) -> Any:
+        return await self._ask_packed(packed(command))
+
+    async def _ask_packed(self, command: bytes) -> Any:
         connection = self._connection
         if connection is None:
             raise RedisAway(self.problem)
         if self._untold:
             self._tell_ends()
         try:
-            return await connection.ask(*command)
+            return await connection.ask_packed(command)
         except RedisAway as exc:
             self._lost(str(exc), connection)
             raise
@@ -311,7 +292,7 @@ class RedisLimits:
                     await self._connect()
                 await self._beat()
                 await self.expire()
-                while await self._run("forget", [_COUNTERS], [self.clock(), AT_ONCE]) == AT_ONCE:
+                while await self._run("forget", [COUNTERS], [self.clock(), AT_ONCE]) == AT_ONCE:
                     pass
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self.lease_seconds / 3):
@@ -342,24 +323,23 @@ class RedisLimits:
     async def _begin_anew(self) -> None:
         """Tells what ended meanwhile, and holds what runs under a new name; calls are counted here alone till then."""
         before, self._name, self._beats = self._name, secrets.token_hex(8), 0
+        self.plans.clear()
         self._tell_ends()
         if before:
             await self._give_back([before])
         for reservation in list(self._live.values()):
             if not reservation.ended:
                 reservation.holder = self._name
-                await self._run("reserve", *self._asked(reservation, self.clock(), again=True))
+                taken = [(rule, window, needed) for rule, window, needed, _ in reservation.held]
+                asked = reserving(self._name, reservation.id, self.clock(), taken, self.plans.recorded, again=True)
+                await self._run("reserve", *asked)
 
     async def _beat(self) -> None:
         """Says that this process lives. Raises RedisAway where Redis forgot it, or it was held for dead."""
-        beats = int(await self._ask("HINCRBY", _HOLDERS, self._name, 1))
+        beats = int(await self._ask("HINCRBY", HOLDERS, self._name, 1))
         self._beats, expected = beats, self._beats + 1
         if beats != expected:
             raise RedisAway("it lost what this process holds")
-
-
-def _key(window: Window) -> str:
-    return f"ogw:limit:{window.key}"
 
 
 def _parts(fields: list[bytes]) -> dict[int, int]:

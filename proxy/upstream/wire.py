@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import httptools
 
@@ -59,11 +60,8 @@ class Connection(asyncio.BufferedProtocol):
         "_buffered",
         "_chunks",
         "_closed",
-        "_encodings",
         "_ended",
         "_error",
-        "_has_length",
-        "_head_bytes",
         "_head_done",
         "_head_only",
         "_headers",
@@ -98,12 +96,9 @@ class Connection(asyncio.BufferedProtocol):
     def _reset(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
         self._headers: list[tuple[bytes, bytes]] = []
-        self._encodings: list[bytes] = []
-        self._has_length = False
         self._chunks: deque[bytes] = deque()
         self._buffered = 0
         self._read_bytes = 0
-        self._head_bytes = 0
         self._overhead = 0
         self._interim = 0
         self._head_done = False
@@ -172,20 +167,14 @@ class Connection(asyncio.BufferedProtocol):
             raise BrokenAnswer("a second answer")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._head_done:
-            return  # a trailer
-        self._head_bytes += len(name) + len(value) + 4
-        if self._head_bytes > MAX_HEAD:
-            raise BrokenAnswer(f"a head of more than {MAX_HEAD} bytes")
-        name = name.lower()
-        if name == b"transfer-encoding":
-            self._encodings.append(value.lower())
-        elif name == b"content-length":
-            self._has_length = True
-        self._headers.append((name, value))
+        if not self._head_done:  # else a trailer
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        status = self._parser.get_status_code()
+        status, headers = self._parser.get_status_code(), self._headers
+        # One that does not end is bounded by MAX_OVERHEAD.
+        if sum(map(len, chain.from_iterable(headers))) + 4 * len(headers) > MAX_HEAD:
+            raise BrokenAnswer(f"a head of more than {MAX_HEAD} bytes")
         if status == 101:
             raise BrokenAnswer("switched protocols")
         if 100 <= status < 200:
@@ -193,19 +182,20 @@ class Connection(asyncio.BufferedProtocol):
             if self._interim > MAX_INTERIM_ANSWERS:
                 raise BrokenAnswer("too many interim answers")
             self._headers = []
-            self._encodings, self._has_length = [], False
             return
         if not 200 <= status < 600:
             raise BrokenAnswer(f"status {status}")
         self._keep = self._parser.should_keep_alive()
-        encodings, has_length = self._encodings, self._has_length
-        if encodings and has_length:
-            raise BrokenAnswer("both Content-Length and Transfer-Encoding")
-        if encodings and encodings != [b"chunked"]:
-            raise BrokenAnswer("a Transfer-Encoding other than chunked")
+        fields = dict(headers)
+        has_length, is_encoded = b"content-length" in fields, b"transfer-encoding" in fields
+        if is_encoded:
+            if has_length:
+                raise BrokenAnswer("both Content-Length and Transfer-Encoding")
+            if [value.lower() for name, value in headers if name == b"transfer-encoding"] != [b"chunked"]:
+                raise BrokenAnswer("a Transfer-Encoding other than chunked")
         if self._head_only:
             self._ended = True
-        elif not encodings and not has_length and status not in _BODILESS:
+        elif not is_encoded and not has_length and status not in _BODILESS:
             self._until_eof = True
             self._keep = False
         self._head_done = True

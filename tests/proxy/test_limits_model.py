@@ -194,7 +194,7 @@ class BothEngines(RuleBasedStateMachine):
         assert [held.total for held in mine.held] == [held.total for held in shared.held]
         entries = []
         for limit in applied:
-            needed = estimate.of(limit.metric)
+            needed = estimate.by_metric[limit.metric]
             ceiling = limit.amount if limit.enforced else float("inf")
             entries.append(Entry(limit, now, address, needed, needed, ceiling))
         call = Call(worker, answers, entries)
@@ -312,11 +312,12 @@ class BothEngines(RuleBasedStateMachine):
         return sum(entry.amount for entry in self.counted(limit, address))
 
     def fits(self, limit, address, estimate):
-        return self.account(limit, address) + estimate.of(limit.metric) <= limit.amount
+        return self.account(limit, address) + estimate.by_metric[limit.metric] <= limit.amount
 
     def says(self, text, limit, address, estimate):
         left = max(limit.amount - self.account(limit, address), 0)
-        return f"{limit.describe()} is reached: {left} left, this call needs {estimate.of(limit.metric)}." in text
+        needed = estimate.by_metric[limit.metric]
+        return f"{limit.describe()} is reached: {left} left, this call needs {needed}." in text
 
     def changed(self, number, **fields):
         return replace(self.limits[number], **fields)
@@ -341,7 +342,7 @@ class BothEngines(RuleBasedStateMachine):
     def close(self, call, actual):
         call.running = False
         for entry in call.entries:
-            entry.amount = 0 if actual is None else actual.used(entry.limit.metric)
+            entry.amount = 0 if actual is None else actual.used[entry.limit.metric]
 
 
 @pytest.mark.timeout(0 if EXAMPLES else 120)

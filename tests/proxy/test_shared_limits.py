@@ -9,7 +9,7 @@ import pytest
 from proxy.errors import TooManyRequests
 from proxy.limits import Amounts, Limits, RedisLimits
 from proxy.limits.connection import Connection, RedisAway
-from proxy.limits.redis import KEPT_SECONDS
+from proxy.limits.questions import KEPT_SECONDS
 from tests.proxy.test_limits import CONCURRENT, Clock, connected, numbers, reserve, rule
 from tests.redis_server import RedisServer
 
@@ -130,7 +130,7 @@ async def test_u7_a_counter_that_is_full_from_the_start_ends_with_its_window_all
     limits = await worker()
     limit = rule(metric, "day", amount=100)
     window = limit.window_at(clock.now, "", "UTC")
-    limits.recorded = {window.key: 100}
+    limits.know({window.key: 100})
     with pytest.raises(TooManyRequests):
         await reserve(limits, limit, tokens=1)
     with redis_server.client() as client:
