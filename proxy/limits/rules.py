@@ -94,8 +94,7 @@ class Rule:
         return window.ends or float("inf")
 
 
-@dataclass(frozen=True, slots=True)
-class Amounts:
+class Amounts(NamedTuple):
     """What a call takes of each metric: estimated when it is reserved, true when it is settled."""
 
     tokens: int = 0
