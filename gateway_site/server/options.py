@@ -23,6 +23,8 @@ class ServerOptions:
     # Paths of PEM files; both or neither. The certificate file may hold the chain.
     tls_certificate: str | None = None
     tls_key: str | None = None
+    # How often the two are looked at, for a renewal.
+    renewal_seconds: float = 10
 
     # Peers that many clients share: no cap per address for them.
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()

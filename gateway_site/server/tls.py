@@ -64,4 +64,4 @@ def _warning(chain: bytes) -> str:
     if left > SOON:
         return ""
     verb = "ended" if left < timedelta() else "ends"
-    return f"The certificate {verb} at {ends:%Y-%m-%d %H:%M} UTC. Renew it, and restart the gateway, which then drains."
+    return f"The certificate {verb} at {ends:%Y-%m-%d %H:%M} UTC. Renew it: the new one is taken from the same files."

@@ -21,6 +21,7 @@ import uvicorn
 from .connections import Connections, raise_descriptor_limit
 from .options import ServerOptions
 from .protocol import GatewayProtocol
+from .renewal import Files, follow
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +84,18 @@ class GatewayServer(uvicorn.Server):
         self.connections.start()
         calm_collector()
         ready()
+        following = self._follow_certificate()
         await self.stopping.wait()
+        if following is not None:
+            following.cancel()
         await self._drain()
+
+    def _follow_certificate(self) -> asyncio.Task[None] | None:
+        certificate, key = self.options.tls_certificate, self.options.tls_key
+        if self.config.ssl is None or certificate is None or key is None:
+            return None
+        following = follow(Files(certificate, key), self.config.ssl, self.options.renewal_seconds)
+        return asyncio.create_task(following, name="certificate")
 
     async def _accept(self, sockets: list[socket.socket]) -> None:
         loop = asyncio.get_running_loop()

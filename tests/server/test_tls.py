@@ -2,9 +2,11 @@
 
 import socket
 import ssl
+import time
 
 import pytest
 import trustme
+from cryptography.x509 import load_der_x509_certificate, load_pem_x509_certificate
 
 from .wire import PATIENCE, Wire
 
@@ -15,22 +17,53 @@ def authority():
 
 
 @pytest.fixture
-def tls_server(start_server, authority, tmp_path):
+def files(tmp_path):
+    return tmp_path / "chain.pem", tmp_path / "key.pem"
+
+
+@pytest.fixture
+def tls_server(start_server, authority, files):
+    chain, key = files
+    issue(authority, chain, key)
+    return start_server(
+        tls_certificate=str(chain), tls_key=str(key), header_seconds=1, linger_seconds=0.3, renewal_seconds=0.05
+    )
+
+
+def issue(authority, chain, key):
+    """A new pair for localhost, one file after the other. Its serial number."""
     certificate = authority.issue_cert("localhost")
-    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
     chain.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
     key.write_bytes(certificate.private_key_pem.bytes())
-    return start_server(tls_certificate=str(chain), tls_key=str(key), header_seconds=1, linger_seconds=0.3)
+    return load_pem_x509_certificate(certificate.cert_chain_pems[0].bytes()).serial_number
+
+
+def encrypted(wire, authority):
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    wire.sock = context.wrap_socket(wire.sock, server_hostname="localhost")
+    return wire
 
 
 @pytest.fixture
 def tls_wire(tls_server, authority):
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    wire = Wire(tls_server.port)
-    wire.sock = context.wrap_socket(wire.sock, server_hostname="localhost")
+    wire = encrypted(Wire(tls_server.port), authority)
     yield wire
     wire.sock.close()
+
+
+def serial_shown(server, authority):
+    wire = encrypted(Wire(server.port), authority)
+    shown = load_der_x509_certificate(wire.sock.getpeercert(binary_form=True)).serial_number
+    wire.sock.close()
+    return shown
+
+
+def until_shown(serial, server, authority):
+    deadline = time.monotonic() + PATIENCE
+    while serial_shown(server, authority) != serial:
+        assert time.monotonic() < deadline, "the new certificate is not shown"
+        time.sleep(0.02)
 
 
 def test_requests_and_refusals(tls_wire):
@@ -53,3 +86,24 @@ def test_n7_the_answer_to_an_unread_body(tls_wire):
     tls_wire.send(b"POST /unread HTTP/1.1\r\nHost: t\r\nContent-Length: 100000\r\n\r\n" + b"a" * 50_000)
     assert tls_wire.answer().status == 401
     assert tls_wire.closed()
+
+
+def test_a_renewed_certificate_is_shown_to_new_connections_and_old_ones_go_on(tls_server, tls_wire, authority, files):
+    until_shown(issue(authority, *files), tls_server, authority)
+    assert tls_wire.send(b"GET /echo HTTP/1.1\r\nHost: t\r\n\r\n").answer().status == 200
+
+
+def test_while_a_renewal_is_half_written_the_old_certificate_serves_on(tls_server, authority, files):
+    chain, key = files
+    before = serial_shown(tls_server, authority)
+    kept = key.read_bytes()
+    renewed = issue(authority, chain, key)
+    until_shown(renewed, tls_server, authority)
+    for content in (kept, b"", b"hello"):
+        key.write_bytes(content)
+        for _ in range(5):
+            assert serial_shown(tls_server, authority) == renewed
+            time.sleep(0.05)
+    key.unlink()
+    until_shown(issue(authority, chain, key), tls_server, authority)
+    assert renewed != before

@@ -1,6 +1,7 @@
 """`serve --tls-cert --tls-key`: files that cannot serve are refused at the start, in one line that says why."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import trustme
@@ -8,7 +9,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from cryptography.hazmat.primitives.serialization import load_pem_private_key as load_key
 from django.core.management import CommandError, call_command
 
-from gateway_site.server import tls
+from gateway_site.server import renewal, tls
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +71,20 @@ def test_a_certificate_that_ends_is_warned_of(files, name, verb):
 def test_serve_refuses_before_it_touches_the_database(options):
     with pytest.raises(CommandError, match="--tls-"):
         call_command("serve", port=1, **options)
+
+
+def test_a_pair_that_does_not_fit_is_told_once_and_a_good_one_is_taken(files, tmp_path):
+    chain, key = tmp_path / "chain", tmp_path / "key"
+    chain.write_bytes(Path(files["chain"]).read_bytes())
+    key.write_bytes(Path(files["key"]).read_bytes())
+    watched = renewal.Files(str(chain), str(key))
+    assert not watched.changed()
+    key.write_bytes(Path(files["other key"]).read_bytes())
+    with pytest.raises(tls.BadCertificate, match="is not the key"):
+        watched.changed()
+    assert not watched.changed()
+    key.write_bytes(Path(files["key"]).read_bytes())
+    assert watched.changed()
+    assert not watched.changed()
+    watched.forget()
+    assert watched.changed()
