@@ -28,8 +28,15 @@ def address_of(request: HttpRequest, configuration: Configuration) -> Address | 
     return client_address(request.META.get("REMOTE_ADDR", ""), forwarded, trusted, trusts_unix=trusts_unix)
 
 
-def of_change(address: Address | None, *, without: Iterable[IPRule] = (), added: IPRule | None = None) -> list[str]:
-    """What is to be said before rules are deleted, or one is saved. `address`: of who does it."""
+def of_change(
+    address: Address | None,
+    *,
+    without: Iterable[IPRule] = (),
+    added: IPRule | None = None,
+    is_program: bool = False,
+) -> list[str]:
+    """What is to be said before rules are deleted, or one is saved. `address`: of who does it. A program that changes
+    rules does not make the calls of a tenant or key as well: its own address matters for the rules for all alone."""
     before = ip_rules()
     gone = {rule.pk for rule in without}
     after = [rule for rule in before if rule.id not in gone and (added is None or rule.id != added.pk)]
@@ -39,7 +46,10 @@ def of_change(address: Address | None, *, without: Iterable[IPRule] = (), added:
     now = time.time()
     found: list[str] = []
     for scope in sorted(changed, key=str):
-        found += _of_scope(scope, rules_of(scope, before, now), rules_of(scope, after, now), address)
+        rules = rules_of(scope, before, now), rules_of(scope, after, now)
+        if not is_program or scope == FOR_ALL:
+            found += _of_own(scope, *rules, address)
+        found += _of_scope(scope, *rules, address)
     return found
 
 
@@ -62,13 +72,17 @@ def _scope(rule: IPRuleRow) -> Scope:
     return rule.tenant_id, rule.key_id, rule.by_owners
 
 
+def _of_own(scope: Scope, before: IPRules, after: IPRules, address: Address | None) -> list[str]:
+    if not before.allow(address) or after.allow(address):
+        return []
+    place = f"{address}, where you are now," if address is not None else "A Unix socket, by which you are here,"
+    what = "calls and from these pages" if scope == FOR_ALL else f"calls of {_name(scope)}"
+    return [f"{place} would be shut out from {what}."]
+
+
 def _of_scope(scope: Scope, before: IPRules, after: IPRules, address: Address | None) -> list[str]:
     found = []
     name = _name(scope)
-    if before.allow(address) and not after.allow(address):
-        place = f"{address}, where you are now," if address is not None else "A Unix socket, by which you are here,"
-        what = "calls and from these pages" if scope == FOR_ALL else f"calls of {name}"
-        found.append(f"{place} would be shut out from {what}.")
     lost = [
         seen for seen in _seen_lately(scope)
         if seen != address and before.allow(seen) and not after.allow(seen)

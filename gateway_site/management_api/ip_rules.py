@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
+from django.conf import settings
 from django.db.models import Q, QuerySet
 from pydantic import BaseModel, Field, StringConstraints
 
-from gateway_site.management_api.errors import Forbidden
+from gateway_site.management_api.errors import Conflict, Forbidden
 from gateway_site.management_api.fields import Body, Moment, Name, Prefix, Text
 from gateway_site.management_api.resources import Resource, required
 from gateway_site.management_api.tokens import Caller
+from proxy import lockouts
 from tenants.models import ApiKey, IPRule
 
 Network = Annotated[
@@ -51,6 +53,10 @@ class IPRules(Resource):
     # With who made it: an owner's does not stand for an administrator's, who alone may then delete it.
     natural, compared = ("cidr", "action", "tenant", "key", "acts_as", "by_owners"), ("expires_at", "note")
     related = ("tenant", "key", "acts_as")
+    note = (
+        "Where it would shut out addresses that calls came from lately, or yourself from this API, or would let in "
+        "everybody, it is refused with 409 confirmation_needed. With ?confirmed=true it is done."
+    )
 
     def rows(self, caller: Caller) -> QuerySet[Any]:
         rows = IPRule.objects.select_related(*self.related)
@@ -89,6 +95,17 @@ class IPRules(Resource):
 
     def may_end(self, caller: Caller, row: Any) -> None:
         self._govern(caller, row, "delete")
+
+    def ask_back(self, caller: Caller, row: Any, *, ends: bool = False) -> None:
+        if caller.request.GET.get("confirmed") == "true":
+            return
+        address = lockouts.address_of(caller.request, settings.GATEWAY)
+        change: dict[str, Any] = {"without": [row]} if ends else {"added": row}
+        if warnings := lockouts.of_change(address, **change, is_program=True):
+            said = " ".join(warnings)
+            raise Conflict(
+                f"{said} If that is what you want, send it again with ?confirmed=true.", "confirmation_needed"
+            )
 
     def _govern(self, caller: Caller, row: Any, action: str) -> None:
         home = row.tenant_id or (row.key.tenant_id if row.key is not None else None)

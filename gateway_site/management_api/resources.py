@@ -50,6 +50,8 @@ class Resource:
     secrets: ClassVar[tuple[str, ...]] = ()
     # The field of Shown that is in the path of one.
     identity: ClassVar[str] = "id"
+    # What the document says of the operations that change rows.
+    note: ClassVar[str] = ""
 
     def rows(self, caller: Caller) -> QuerySet[Any]:
         """What the caller may see. Raises Forbidden where that is nothing, whatever there is."""
@@ -73,6 +75,9 @@ class Resource:
 
     def may_end(self, caller: Caller, row: Any) -> None:
         self._ask(caller, "delete")
+
+    def ask_back(self, caller: Caller, row: Any, *, ends: bool = False) -> None:
+        """Raises Conflict where a change would do harm, and was not confirmed. `ends`: the row will be no more."""
 
     def end(self, caller: Caller, row: Any) -> None:
         row.delete()
@@ -113,6 +118,7 @@ class Resource:
             self.refuse_others(found, row)
             return Status(200, self.answer(found))
         row.full_clean()
+        self.ask_back(caller, row)
         row.save()
         return Status(201, self.answer(row))
 
@@ -143,6 +149,7 @@ class Resource:
             setattr(row, name, value)
         row.full_clean()
         if columns:
+            self.ask_back(caller, row)
             row.save(update_fields=list(columns))
         return row
 
@@ -182,7 +189,7 @@ def serve(router: Router, resource: Resource, *, changes: bool = True, ends: boo
     Shown, New, Page, one = resource.Shown, resource.New, page_of(resource.Shown), resource.one
     Changes = changes_of(New, *resource.fixed)
     created = {200: Shown, 201: Shown}
-    noun = resource.path.replace("-", "_")
+    noun, note = resource.path.replace("-", "_"), resource.note or None
 
     @router.get("", response={200: Page}, operation_id=f"list_{noun}", summary=f"List {resource.path}")
     def list_rows(request: HttpRequest, limit: Size, after: After) -> dict[str, Any]:
@@ -193,7 +200,7 @@ def serve(router: Router, resource: Resource, *, changes: bool = True, ends: boo
     def get_row(request: HttpRequest, id: Id) -> BaseModel:
         return resource.answer(resource.get(reading(request), pk=id))
 
-    @router.post("", response=created, operation_id=f"create_{noun}", summary=f"Create a {one}")
+    @router.post("", response=created, operation_id=f"create_{noun}", summary=f"Create a {one}", description=note)
     def create_row(request: HttpRequest, body: New, key: IdempotencyKey) -> Status | HttpResponse:  # type: ignore[valid-type]
         with changing(request) as caller:
             caller.require(resource.scope)
@@ -206,7 +213,9 @@ def serve(router: Router, resource: Resource, *, changes: bool = True, ends: boo
 
     if changes:
 
-        @router.patch("/{id}", response={200: Shown}, operation_id=f"change_{noun}", summary=f"Change a {one}")
+        @router.patch(
+            "/{id}", response={200: Shown}, operation_id=f"change_{noun}", summary=f"Change a {one}", description=note
+        )
         def change_row(request: HttpRequest, id: Id, body: Changes) -> BaseModel:  # type: ignore[valid-type]
             with changing(request) as caller:
                 caller.require(resource.scope)
@@ -215,11 +224,14 @@ def serve(router: Router, resource: Resource, *, changes: bool = True, ends: boo
 
     if ends:
 
-        @router.delete("/{id}", response={204: None}, operation_id=f"delete_{noun}", summary=f"Delete a {one}")
+        @router.delete(
+            "/{id}", response={204: None}, operation_id=f"delete_{noun}", summary=f"Delete a {one}", description=note
+        )
         def end_row(request: HttpRequest, id: Id) -> Status:
             with changing(request) as caller:
                 caller.require(resource.scope)
                 row = resource.locked(caller, pk=id)
                 resource.may_end(caller, row)
+                resource.ask_back(caller, row, ends=True)
                 resource.end(caller, row)
                 return Status(204, None)

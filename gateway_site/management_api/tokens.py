@@ -30,6 +30,7 @@ class Caller:
     """A token and its user as they are at this moment: rights are asked anew for each request."""
 
     token: ManagementToken
+    request: HttpRequest
 
     @property
     def user(self) -> User:
@@ -78,7 +79,7 @@ def authenticated(request: HttpRequest) -> Caller:
     if token is None:
         raise refused(request, NOT_ACCEPTED)
     management_tokens.note_use(token)
-    return Caller(token)
+    return Caller(token, request)
 
 
 def presented(request: HttpRequest, needed: str) -> bytes:

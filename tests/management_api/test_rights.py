@@ -73,7 +73,7 @@ def test_owners_manage_what_is_of_their_tenant(alice, bob, acme, program):
     rule = mine.post("ip-rules", {"cidr": "10.0.0.0/8", "action": "allow", "tenant": "acme"})
     assert rule.status_code == 201
     assert rule.json()["by_owners"] is True
-    assert mine.delete(f"ip-rules/{rule.json()['id']}").status_code == 204
+    assert mine.delete(f"ip-rules/{rule.json()['id']}?confirmed=true").status_code == 204
     membership = Membership.objects.get(user=bob)
     assert mine.patch(f"memberships/{membership.pk}", {"role": "viewer"}).json()["role"] == "viewer"
     invitation = mine.post("invitations", {"tenant": "acme", "email": "new@example.com"})
