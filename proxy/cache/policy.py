@@ -72,6 +72,11 @@ _SEEDLESS = ("/v1/responses", "/v1/messages")
 EMBEDDINGS: Mapping[str, str] = {"/api/embed": "input", "/v1/embeddings": "input", "/api/embeddings": "prompt"}
 
 
+def is_kept(path: str) -> bool:
+    """Whether answers of an endpoint may be kept at all."""
+    return path in EMBEDDINGS or path in _GENERATIONS
+
+
 def may_share(policy: Policy, path: str, request: Mapping[str, Any]) -> bool:
     """`request`: as it would be sent upstream."""
     if path in EMBEDDINGS:

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from proxy import listings
 from proxy.admission import check_right, missing_key, not_accepted, shut_out
+from proxy.cache.policy import EMBEDDINGS, is_kept
 from proxy.call import Call
 from proxy.client_address import Address
 from proxy.default_models import WORDS
@@ -267,6 +268,7 @@ class _Asking:
         await self.limits()
         if not self.world.is_recording:
             self.refuses("record", "Record", Unavailable("ledger_full", reason("ledger_full"), retry_after=5))
+        self.cache(route)
         await self.backends(route)
 
     async def model(self, route: Route) -> Request | None:
@@ -356,6 +358,18 @@ class _Asking:
             self.add("limit", title, Verdict.UNKNOWN, "How much is used, only the running gateway knows.", facts=facts)
         else:
             self.passes("limit", title, "There is room." if rule.enforced else "It refuses nothing.", facts)
+
+    def cache(self, route: Route) -> None:
+        """Where a policy lets the key have answers that were made for others."""
+        assert self.key is not None
+        rule = self.key.cache
+        if rule is None or not is_kept(route.path):
+            return
+        which = "A call" if rule.policy == "all" or route.path in EMBEDDINGS else "A call with temperature 0 or a seed"
+        text = f"{which} that was asked before is answered from the cache, in {_duration(rule.ttl_seconds)} at most "
+        shared = {"s": "all tenants that share answers", "t": "its tenant", "k": "this key alone"}[rule.scope[0]]
+        facts = [("policy", rule.policy), ("answers of", shared), ("kept for", _duration(rule.ttl_seconds))]
+        self.passes("cache", "Cache", f"{text}after it; then no backend is asked.", facts)
 
     async def backends(self, route: Route) -> None:
         call, fleet = self.call, self.world.fleet

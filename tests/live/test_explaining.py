@@ -142,6 +142,18 @@ async def test_the_page_knows_what_was_used_a_moment_ago(gateway):
     assert (await page_says(gateway, row.prefix))[:2] == (429, "limit_requests") == await call_gets(gateway, key)
 
 
+async def test_the_page_says_whose_answers_the_key_may_get_from_the_cache(gateway):
+    row, _ = gateway.make_key("cached", tenant="cached")
+    gateway.rows(ApiKey).filter(pk=row.pk).update(cache_policy="deterministic")
+    async with asyncio.timeout(PATIENCE):
+        while "kept for" not in (page := (await page_says(gateway, row.prefix))[2]):
+            await asyncio.sleep(0.05)
+    text = unescape(re.sub(r"<[^>]+>", "", page))
+    assert "A call with temperature 0 or a seed that was asked before is answered from the cache, in 60 min" in text
+    assert "answers of: its tenant" in text
+    assert "kept for" not in (await page_says(gateway, row.prefix, endpoint="/api/show"))[2]
+
+
 async def test_the_command_beside_a_running_gateway_tells_as_much_as_the_tables_do(gateway):
     row, key = gateway.make_key("told by the command", tenant="commanded")
     gateway.rows(IPRule).create(cidr="198.51.100.0/24", action="allow", key=row)
