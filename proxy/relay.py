@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 HELD_BYTES = 1 << 20
 # Of a larger one the end is held, which may name the model: longer than any name, and what follows it.
 TAIL_BYTES = 2048
+# Of an error of a backend: characters in a line of the log, and where what it quotes begins (no apostrophe).
+MAX_LOGGED = 200
+_QUOTE = re.compile(r"""["`“‘«{\[<\n]|(?<![A-Za-z])'""")
 MAX_ERROR_TEXT = 4096
 # Lines beyond the cap before a stream is cut: with `format`, a thinking model generates twice (ollama-api §2.4).
 CEILING_FACTOR, CEILING_EXTRA = 2, 256
@@ -57,6 +60,12 @@ def scrubbed(text: str) -> str:
     return _PRIVATE.sub("…", text[:MAX_ERROR_TEXT])
 
 
+def own_words(text: str) -> str:
+    """The beginning of a backend's error, for the log: what it goes on to quote may be a prompt or an answer (L7)."""
+    own = _QUOTE.split(text, maxsplit=1)[0].strip()[:MAX_LOGGED]
+    return own if len(own) == len(text) else f"{own} …"
+
+
 async def refusal_of(answer: Answer, call: Call) -> Refusal:
     """What a backend's error answer is to our client: 4xx with their text, anything else 502 (design §11)."""
     check_encoding(answer)
@@ -70,7 +79,7 @@ async def refusal_of(answer: Answer, call: Call) -> Refusal:
     if answer.status == 508:
         return LoopDetected("loop", "The backends of this gateway lead back to itself. Check their addresses.")
     name = call.backend.name if call.backend else ""
-    logger.warning("Backend %s answered %d to %s: %s", name, answer.status, call.id, text[:500])
+    logger.warning("Backend %s answered %d to %s: %s", name, answer.status, call.id, own_words(text))
     return BadGateway("backend_error", f"The backend failed ({answer.status}). Our request id is {call.id}.")
 
 
@@ -239,7 +248,8 @@ class Relay:
             if b'"error"' in line:
                 error, mended[number] = _without_private(line)
                 if error:
-                    logger.warning("Backend %s failed in mid-stream of %s: %.500s", self._backend, self.call.id, error)
+                    said = own_words(error)
+                    logger.warning("Backend %s failed in mid-stream of %s: %s", self._backend, self.call.id, said)
         return b"\n".join(mended)
 
     async def _break_off(self, lines: bytes, broken: str) -> None:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from proxy.relay import scrubbed
+from proxy.relay import own_words, scrubbed
 
 PRIVATE = [
     ("open /root/.ollama/models/blobs/sha256-abc: no such file or directory", "open …: no such file or directory"),
@@ -53,3 +53,24 @@ def test_b9_texts_are_bounded_and_hostile_ones_take_no_time():
         slowest = max(slowest, time.process_time() - began)
     print(f"slowest: {slowest * 1000:.1f} ms")
     assert slowest < 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "logged"),
+    [
+        ("llama runner process has terminated: exit status 2", None),
+        ("model requires more system memory (5.5 GiB) than is available (3.1 GiB)", None),
+        ("can't open the model", None),
+        (
+            'error parsing tool call: raw=\'{"city": "my secret"}\', err=unexpected end',
+            "error parsing tool call: raw= …",
+        ),
+        ('template: :3:12: executing "my secret" at <.Messages>', "template: :3:12: executing …"),
+        ("CUDA error: out of memory\n  my secret", "CUDA error: out of memory …"),
+        ("json: cannot unmarshal {my secret}", "json: cannot unmarshal …"),
+        ("[my secret]", " …"),
+        ("a" * 300, "a" * 200 + " …"),
+    ],
+)
+def test_l7_the_log_has_what_a_backend_says_and_not_what_it_quotes(text, logged):
+    assert own_words(text) == (text if logged is None else logged)
