@@ -25,6 +25,7 @@ from tests.postgres import Cluster
 # One per process, so that workers of xdist share none. pytest-django has loaded the settings by now, so both they and
 # the environment, for processes that tests start, are pointed there.
 DATA_DIR = Path(tempfile.mkdtemp(prefix="ogw-tests-"))
+HERE = Path(__file__).parent
 os.environ["DATA_DIR"] = str(DATA_DIR)
 settings.DATA_DIR = DATA_DIR
 settings.CHANNEL_LAYERS["default"]["CONFIG"]["directory"] = DATA_DIR / "run"
@@ -43,6 +44,16 @@ if "sqlite" in settings.DATABASES["default"]["ENGINE"]:
 # A shell ignores Ctrl-C for what it starts in the background, and servers that tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# What takes longest goes first: several processes share the files, and none is to wait for another's last one.
+LONGEST = ("deploy", "clients", "browser", "live", "walk", "control_plane", "usage")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.relative_to(HERE).parts[0], len(order)))
 
 
 @pytest.fixture
