@@ -47,9 +47,9 @@ def of_change(
     found: list[str] = []
     for scope in sorted(changed, key=str):
         rules = rules_of(scope, before, now), rules_of(scope, after, now)
-        if not is_program or scope == FOR_ALL:
-            found += _of_own(scope, *rules, address)
-        found += _of_scope(scope, *rules, address)
+        own = [] if is_program and scope != FOR_ALL else _of_own(scope, *rules, address, is_program=is_program)
+        found += own
+        found += _of_scope(scope, *rules, told=address if own else None)
     return found
 
 
@@ -72,20 +72,21 @@ def _scope(rule: IPRuleRow) -> Scope:
     return rule.tenant_id, rule.key_id, rule.by_owners
 
 
-def _of_own(scope: Scope, before: IPRules, after: IPRules, address: Address | None) -> list[str]:
+def _of_own(scope: Scope, before: IPRules, after: IPRules, address: Address | None, *, is_program: bool) -> list[str]:
     if not before.allow(address) or after.allow(address):
         return []
     place = f"{address}, where you are now," if address is not None else "A Unix socket, by which you are here,"
-    what = "calls and from these pages" if scope == FOR_ALL else f"calls of {_name(scope)}"
+    for_all = "calls and from this API" if is_program else "calls and from these pages"
+    what = for_all if scope == FOR_ALL else f"calls of {_name(scope)}"
     return [f"{place} would be shut out from {what}."]
 
 
-def _of_scope(scope: Scope, before: IPRules, after: IPRules, address: Address | None) -> list[str]:
+def _of_scope(scope: Scope, before: IPRules, after: IPRules, told: Address | None) -> list[str]:
     found = []
     name = _name(scope)
     lost = [
         seen for seen in _seen_lately(scope)
-        if seen != address and before.allow(seen) and not after.allow(seen)
+        if seen != told and before.allow(seen) and not after.allow(seen)
     ]  # fmt: skip
     if lost:
         named = ", ".join(map(str, lost[:ADDRESSES_NAMED])) + (" and others" if len(lost) > ADDRESSES_NAMED else "")

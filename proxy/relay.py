@@ -24,7 +24,7 @@ HELD_BYTES = 1 << 20
 TAIL_BYTES = 2048
 # Of an error of a backend: characters in a line of the log, and where what it quotes begins (no apostrophe).
 MAX_LOGGED = 200
-_QUOTE = re.compile(r"""["`“‘«{\[<\n]|(?<![A-Za-z])'""")
+_QUOTE = re.compile(r"""["`“‘«{\[<\r\n]|(?<![A-Za-z]{2})'""")
 MAX_ERROR_TEXT = 4096
 # Lines beyond the cap before a stream is cut: with `format`, a thinking model generates twice (ollama-api §2.4).
 CEILING_FACTOR, CEILING_EXTRA = 2, 256
@@ -282,7 +282,7 @@ class Relay:
         if not meter.whole:
             raise BrokenAnswer("an answer that is not whole")
         if meter.error and not call.headers_sent:
-            raise BrokenAnswer(f"an error in a good answer: {meter.error[:500]}")
+            raise BrokenAnswer(f"an error in a good answer: {own_words(meter.error)}")
         call.outcome = "ok" if meter.complete else "failed"
         call.error = "" if meter.complete else "incomplete"
         if not call.headers_sent:

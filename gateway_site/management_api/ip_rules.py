@@ -53,7 +53,7 @@ class IPRules(Resource):
     # With who made it: an owner's does not stand for an administrator's, who alone may then delete it.
     natural, compared = ("cidr", "action", "tenant", "key", "acts_as", "by_owners"), ("expires_at", "note")
     related = ("tenant", "key", "acts_as")
-    note = (
+    asks_back = (
         "Where it would shut out addresses that calls came from lately, or yourself from this API, or would let in "
         "everybody, it is refused with 409 confirmation_needed. With ?confirmed=true it is done."
     )
@@ -103,6 +103,8 @@ class IPRules(Resource):
         change: dict[str, Any] = {"without": [row]} if ends else {"added": row}
         if warnings := lockouts.of_change(address, **change, is_program=True):
             said = " ".join(warnings)
+            if "read" not in caller.token.scopes:  # addresses of callers are told who may read
+                said = "It would shut somebody out, or let in everybody; a token with the scope read is told whom."
             raise Conflict(
                 f"{said} If that is what you want, send it again with ?confirmed=true.", "confirmation_needed"
             )

@@ -29,6 +29,13 @@ IdempotencyKey = Annotated[
     ),
 ]
 Id = Annotated[int, Path(ge=1, le=BIGGEST_ID)]
+CONFIRMED = {
+    "name": "confirmed",
+    "in": "query",
+    "required": False,
+    "schema": {"type": "boolean", "default": False},
+    "description": "What was refused with confirmation_needed is done.",
+}
 
 
 class Resource:
@@ -50,8 +57,8 @@ class Resource:
     secrets: ClassVar[tuple[str, ...]] = ()
     # The field of Shown that is in the path of one.
     identity: ClassVar[str] = "id"
-    # What the document says of the operations that change rows.
-    note: ClassVar[str] = ""
+    # Where a change may have to be confirmed: what for, for the document.
+    asks_back: ClassVar[str] = ""
 
     def rows(self, caller: Caller) -> QuerySet[Any]:
         """What the caller may see. Raises Forbidden where that is nothing, whatever there is."""
@@ -189,7 +196,10 @@ def serve(router: Router, resource: Resource, *, changes: bool = True, ends: boo
     Shown, New, Page, one = resource.Shown, resource.New, page_of(resource.Shown), resource.one
     Changes = changes_of(New, *resource.fixed)
     created = {200: Shown, 201: Shown}
-    noun, note = resource.path.replace("-", "_"), resource.note or None
+    noun = resource.path.replace("-", "_")
+    confirmed: dict[str, Any] = {}
+    if resource.asks_back:
+        confirmed = {"description": resource.asks_back, "openapi_extra": {"parameters": [CONFIRMED]}}
 
     @router.get("", response={200: Page}, operation_id=f"list_{noun}", summary=f"List {resource.path}")
     def list_rows(request: HttpRequest, limit: Size, after: After) -> dict[str, Any]:
@@ -200,7 +210,7 @@ def serve(router: Router, resource: Resource, *, changes: bool = True, ends: boo
     def get_row(request: HttpRequest, id: Id) -> BaseModel:
         return resource.answer(resource.get(reading(request), pk=id))
 
-    @router.post("", response=created, operation_id=f"create_{noun}", summary=f"Create a {one}", description=note)
+    @router.post("", response=created, operation_id=f"create_{noun}", summary=f"Create a {one}", **confirmed)
     def create_row(request: HttpRequest, body: New, key: IdempotencyKey) -> Status | HttpResponse:  # type: ignore[valid-type]
         with changing(request) as caller:
             caller.require(resource.scope)
@@ -214,7 +224,7 @@ def serve(router: Router, resource: Resource, *, changes: bool = True, ends: boo
     if changes:
 
         @router.patch(
-            "/{id}", response={200: Shown}, operation_id=f"change_{noun}", summary=f"Change a {one}", description=note
+            "/{id}", response={200: Shown}, operation_id=f"change_{noun}", summary=f"Change a {one}", **confirmed
         )
         def change_row(request: HttpRequest, id: Id, body: Changes) -> BaseModel:  # type: ignore[valid-type]
             with changing(request) as caller:
@@ -225,7 +235,7 @@ def serve(router: Router, resource: Resource, *, changes: bool = True, ends: boo
     if ends:
 
         @router.delete(
-            "/{id}", response={204: None}, operation_id=f"delete_{noun}", summary=f"Delete a {one}", description=note
+            "/{id}", response={204: None}, operation_id=f"delete_{noun}", summary=f"Delete a {one}", **confirmed
         )
         def end_row(request: HttpRequest, id: Id) -> Status:
             with changing(request) as caller:

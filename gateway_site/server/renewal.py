@@ -7,7 +7,7 @@ import logging
 import ssl
 from pathlib import Path
 
-from .tls import BadCertificate, check
+from .tls import BadCertificate, context_of, warning_about
 
 logger = logging.getLogger(__name__)
 
@@ -15,44 +15,51 @@ Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
 class Files:
-    """The files of a certificate and its key."""
+    """The files of a certificate and its key; made before they are read."""
 
     def __init__(self, certificate: str, key: str) -> None:
         self.paths = certificate, key
-        self._seen: Stamp = self._stamp()
+        self._seen = self._stamp()
 
-    def changed(self) -> bool:
-        """Whether there is another pair, and a good one. Raises BadCertificate, once for what is there."""
+    def renewed(self) -> ssl.SSLContext | None:
+        """One that shows what is there, if that is another pair. Raises BadCertificate, once for what is there."""
         stamp = self._stamp()
         if stamp == self._seen:
-            return False
+            return None
         self._seen = stamp
-        if warning := check(*self.paths):
+        context = context_of(*self.paths)
+        if warning := warning_about(self.paths[0]):
             logger.warning("%s", warning)
-        return True
-
-    def forget(self) -> None:
-        """Whatever is there counts as changed."""
-        self._seen = ()
+        return context
 
     def _stamp(self) -> Stamp:
         return tuple(map(_stamp_of, self.paths))
 
 
 async def follow(files: Files, context: ssl.SSLContext, seconds: float) -> None:
-    """Looks at the files each so many seconds, for ever. While only one of the two is new, the old pair serves on."""
+    """Looks at the files each so many seconds, for ever. While only one of the two is new, the old pair serves on.
+
+    `context`: the one that the server was started with. It hands each handshake to the newest: loaded into itself, a
+    pair of another kind (RSA, ECDSA) would stand beside the old one, and one that does not fit would end all.
+    """
     while True:
         await asyncio.sleep(seconds)
         try:
-            if await asyncio.to_thread(files.changed):
-                context.load_cert_chain(*files.paths)  # in the loop: no handshake begins meanwhile
-                logger.warning("The certificate was renewed; new connections get the new one")
+            newest = await asyncio.to_thread(files.renewed)
         except BadCertificate as exc:
             logger.warning("The certificate is not renewed, the one before serves on: %s", exc)
-        except (ssl.SSLError, OSError) as exc:
-            # They were written to after they were checked.
-            logger.warning("The certificate could not be renewed; the next look tries again (%s)", exc)
-            files.forget()
+            continue
+        if newest is not None:
+            _hand_over(context, newest)
+            logger.warning("The certificate was renewed; new connections get the new one")
+
+
+def _hand_over(context: ssl.SSLContext, newest: ssl.SSLContext) -> None:
+    def choose(connection: ssl.SSLObject, server_name: str | None, first: ssl.SSLContext) -> None:
+        connection.context = newest
+
+    # Called for each handshake, whether the client names a server or not.
+    context.sni_callback = choose
 
 
 def _stamp_of(path: str) -> tuple[int, int, int] | None:

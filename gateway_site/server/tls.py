@@ -18,14 +18,21 @@ class BadCertificate(Exception):
 
 def check(certificate: str, key: str) -> str:
     """A warning about a certificate that ends soon, or an empty text. Raises BadCertificate."""
+    context_of(certificate, key)
+    return warning_about(certificate)
+
+
+def context_of(certificate: str, key: str) -> ssl.SSLContext:
+    """One that shows this certificate. Raises BadCertificate."""
     chain = _read(certificate, "--tls-cert")
     if b"-----BEGIN CERTIFICATE-----" not in chain:
         raise BadCertificate(f"--tls-cert: {certificate} holds no certificate in PEM (-----BEGIN CERTIFICATE-----).")
     if b"PRIVATE KEY-----" not in _read(key, "--tls-key"):
         raise BadCertificate(f"--tls-key: {key} holds no private key in PEM (-----BEGIN PRIVATE KEY-----).")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         # Without this OpenSSL would ask on the terminal, or hang where there is none.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=_no_passphrase)
+        context.load_cert_chain(certificate, key, password=_no_passphrase)
     except _NeedsPassphrase:
         raise BadCertificate(
             f"--tls-key: {key} wants a passphrase. Take it off: openssl pkey -in {key} -out key.pem"
@@ -37,7 +44,9 @@ def check(certificate: str, key: str) -> str:
                 f"server's own, with the chain after it."
             ) from None
         raise BadCertificate(f"--tls-cert, --tls-key: OpenSSL cannot use them ({exc.reason or exc}).") from None
-    return _warning(chain)
+    except OSError as exc:
+        raise BadCertificate(f"--tls-cert, --tls-key: they cannot be read ({exc.strerror}).") from None
+    return context
 
 
 class _NeedsPassphrase(Exception):
@@ -55,7 +64,9 @@ def _read(path: str, flag: str) -> bytes:
         raise BadCertificate(f"{flag}: {path} cannot be read ({exc.strerror}).") from None
 
 
-def _warning(chain: bytes) -> str:
+def warning_about(certificate: str) -> str:
+    """That it ends soon, or an empty text. Raises BadCertificate."""
+    chain = _read(certificate, "--tls-cert")
     try:
         ends = x509.load_pem_x509_certificates(chain)[0].not_valid_after_utc
     except ValueError:  # OpenSSL takes it; its dates are the clients' to judge

@@ -68,10 +68,13 @@ class Drainable(Protocol):
 class GatewayServer(uvicorn.Server):
     """One worker. Ends by `stop()`, and sooner if `forced` is set."""
 
-    def __init__(self, config: uvicorn.Config, options: ServerOptions, runtime: Drainable) -> None:
+    def __init__(
+        self, config: uvicorn.Config, options: ServerOptions, runtime: Drainable, certificate: Files | None = None
+    ) -> None:
         super().__init__(config)
         self.options = options
         self.runtime = runtime
+        self.certificate = certificate
         self.stopping = asyncio.Event()
         self.forced = asyncio.Event()
 
@@ -84,18 +87,13 @@ class GatewayServer(uvicorn.Server):
         self.connections.start()
         calm_collector()
         ready()
-        following = self._follow_certificate()
+        following = None
+        if self.certificate is not None and self.config.ssl is not None:
+            following = asyncio.create_task(follow(self.certificate, self.config.ssl, self.options.renewal_seconds))
         await self.stopping.wait()
         if following is not None:
             following.cancel()
         await self._drain()
-
-    def _follow_certificate(self) -> asyncio.Task[None] | None:
-        certificate, key = self.options.tls_certificate, self.options.tls_key
-        if self.config.ssl is None or certificate is None or key is None:
-            return None
-        following = follow(Files(certificate, key), self.config.ssl, self.options.renewal_seconds)
-        return asyncio.create_task(following, name="certificate")
 
     async def _accept(self, sockets: list[socket.socket]) -> None:
         loop = asyncio.get_running_loop()
@@ -182,7 +180,9 @@ def work(
     raise_descriptor_limit()
     loop = _new_loop()
     asyncio.set_event_loop(loop)
-    server = GatewayServer(_config(load(app_import), options), options, load(runtime_import))
+    certificate, key = options.tls_certificate, options.tls_key
+    files = Files(certificate, key) if certificate and key else None
+    server = GatewayServer(_config(load(app_import), options), options, load(runtime_import), files)
     before = _on_signals(signals, _Stopper(server, loop))
     try:
         loop.run_until_complete(server.serve_until_stopped(sockets, ready))

@@ -28,11 +28,12 @@ class Plans(Generic[T]):
         self.make = make
         # What the roll-ups say was used in windows of the calendar, by key: budgets outlive processes.
         self.recorded: Mapping[str, int] = {}
-        self._plans: dict[tuple[int, str], Plan[T]] = {}  # by id of the rules, which the plan keeps alive, and model
+        # By id of the rules, which the plan keeps alive, model, and address where one of the rules is for each address.
+        self._plans: dict[tuple[int, str, str | None], Plan[T]] = {}
 
     def of(self, rules: tuple[Rule, ...], model: str, address: str, now: float) -> Plan[T]:
         """Of the rules that hold for a call."""
-        plan = self._plans.get((id(rules), model))
+        plan = self._plans.get((id(rules), model, None)) or self._plans.get((id(rules), model, address))
         if (
             plan is not None
             and plan.since <= now < plan.until
@@ -47,13 +48,13 @@ class Plans(Generic[T]):
                 continue
             window = rule.window_at(now, address, self.zone)
             places.append((rule, window))
-            until = 0.0 if rule.per_address else min(until, rule.turns_after(window))
+            until = min(until, rule.turns_after(window))
         enforced = {rule.metric for rule, _ in places if rule.enforced}
         plan = Plan(rules, self.recorded, now, until, len(enforced) == len(places), self.make(places, now))
-        if until:
-            if len(self._plans) >= MAX_PLANS:
-                self._plans.clear()  # of keys and rules that are no more, most of them
-            self._plans[id(rules), model] = plan
+        if len(self._plans) >= MAX_PLANS:
+            self._plans.clear()  # of keys, rules and addresses that are no more, most of them
+        whose = address if any(rule.per_address for rule, _ in places) else None
+        self._plans[id(rules), model, whose] = plan
         return plan
 
     def clear(self) -> None:

@@ -112,6 +112,14 @@ async def every_failure(told: Told, key: str, fake: FakeOllama) -> None:
         fake.clear_faults()
         async with told.gateway.client(key) as client:  # the breaker counts failures in a row
             assert (await client.post("/api/chat", json=body)).status_code == 200
+    # What a backend says may hold what it was asked, or what it answered.
+    for status in (200, 500):
+        for stream in (False, True):
+            fake.faults(times=1, path="/api/chat", model=MODEL, status=status, error=f"parsing failed: raw='{PROMPT}'")
+            async with told.gateway.client(key) as client:
+                await client.post("/api/chat", json={**body, "stream": stream})
+                fake.clear_faults()
+                assert (await client.post("/api/chat", json=body)).status_code == 200
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

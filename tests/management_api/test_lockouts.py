@@ -19,7 +19,7 @@ def test_a_program_does_not_shut_itself_out_from_the_api_by_mistake(program, roo
     mine = program(root)
     answer = mine.post("ip-rules", FOR_ALL)
     assert error(answer, 409) == NEEDED
-    assert "127.0.0.1, where you are now, would be shut out" in said(answer)
+    assert "127.0.0.1, where you are now, would be shut out from calls and from this API" in said(answer)
     assert "?confirmed=true" in said(answer)
     assert not IPRule.objects.exists()
     assert error(mine.post("ip-rules?confirmed=1", FOR_ALL), 409) == NEEDED
@@ -40,6 +40,32 @@ def test_rules_of_a_tenant_ask_back_for_who_calls_and_not_for_the_program(progra
     assert error(answer, 409) == NEEDED
     assert "came from lately would be shut out: 192.0.2.7" in said(answer)
     assert mine.post("ip-rules", {**body, "cidr": "192.0.2.0/24"}).status_code == 201
+
+
+def test_who_calls_from_where_the_program_is_counts_too(program, alice, acme):
+    make_usage(make_key(acme).row, client_address="127.0.0.1")
+    answer = program(alice).post("ip-rules", {"cidr": "10.0.0.0/8", "action": "allow", "tenant": "acme"})
+    assert error(answer, 409) == NEEDED
+    assert "came from lately would be shut out: 127.0.0.1" in said(answer)
+
+
+def test_t1_addresses_are_told_to_tokens_that_may_read(program, alice, acme):
+    make_usage(make_key(acme).row, client_address="192.0.2.7")
+    body = {"cidr": "10.0.0.0/8", "action": "allow", "tenant": "acme"}
+    answer = program(alice, "rules:write").post("ip-rules", body)
+    assert error(answer, 409) == NEEDED
+    assert "192.0.2.7" not in answer.content.decode()
+
+
+def test_the_document_tells_how_to_confirm(program, root):
+    paths = program(root).get("openapi.json").json()["paths"]
+    asking = {
+        f"{method} {path.removeprefix('/manage/api/')}"
+        for path, operations in paths.items()
+        for method, operation in operations.items()
+        if any(parameter["name"] == "confirmed" for parameter in operation["parameters"])
+    }
+    assert asking == {"post ip-rules", "patch ip-rules/{id}", "delete ip-rules/{id}"}
 
 
 def test_a_change_that_shuts_nobody_out_is_made_at_once(program, root):

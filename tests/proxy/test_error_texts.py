@@ -68,6 +68,8 @@ def test_b9_texts_are_bounded_and_hostile_ones_take_no_time():
         ('template: :3:12: executing "my secret" at <.Messages>', "template: :3:12: executing …"),
         ("CUDA error: out of memory\n  my secret", "CUDA error: out of memory …"),
         ("json: cannot unmarshal {my secret}", "json: cannot unmarshal …"),
+        ("could not decode b'my secret'", "could not decode b …"),
+        ("bad line:\rmy secret", "bad line: …"),
         ("[my secret]", " …"),
         ("a" * 300, "a" * 200 + " …"),
     ],

@@ -30,18 +30,20 @@ def tls_server(start_server, authority, files):
     )
 
 
-def issue(authority, chain, key):
+def issue(authority, chain, key, kind=trustme.KeyType.ECDSA):
     """A new pair for localhost, one file after the other. Its serial number."""
-    certificate = authority.issue_cert("localhost")
+    certificate = authority.issue_cert("localhost", key_type=kind)
     chain.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
     key.write_bytes(certificate.private_key_pem.bytes())
     return load_pem_x509_certificate(certificate.cert_chain_pems[0].bytes()).serial_number
 
 
-def encrypted(wire, authority):
+def encrypted(wire, authority, **options):
     context = ssl.create_default_context()
     authority.configure_trust(context)
-    wire.sock = context.wrap_socket(wire.sock, server_hostname="localhost")
+    for name, value in options.items():
+        setattr(context, name, value)
+    wire.sock = context.wrap_socket(wire.sock, server_hostname="localhost" if context.check_hostname else None)
     return wire
 
 
@@ -52,8 +54,8 @@ def tls_wire(tls_server, authority):
     wire.sock.close()
 
 
-def serial_shown(server, authority):
-    wire = encrypted(Wire(server.port), authority)
+def serial_shown(server, authority, **options):
+    wire = encrypted(Wire(server.port), authority, **options)
     shown = load_der_x509_certificate(wire.sock.getpeercert(binary_form=True)).serial_number
     wire.sock.close()
     return shown
@@ -91,6 +93,16 @@ def test_n7_the_answer_to_an_unread_body(tls_wire):
 def test_a_renewed_certificate_is_shown_to_new_connections_and_old_ones_go_on(tls_server, tls_wire, authority, files):
     until_shown(issue(authority, *files), tls_server, authority)
     assert tls_wire.send(b"GET /echo HTTP/1.1\r\nHost: t\r\n\r\n").answer().status == 200
+
+
+@pytest.mark.parametrize("kinds", [("RSA", "ECDSA"), ("ECDSA", "RSA")], ids=" then ".join)
+def test_a_certificate_of_another_kind_takes_the_place_of_the_old_one(tls_server, authority, files, kinds):
+    for kind in kinds:
+        renewed = issue(authority, *files, trustme.KeyType[kind])
+        until_shown(renewed, tls_server, authority)
+        # Whatever the client speaks, and whether it says whom it wants or not.
+        assert serial_shown(tls_server, authority, maximum_version=ssl.TLSVersion.TLSv1_2) == renewed
+        assert serial_shown(tls_server, authority, check_hostname=False) == renewed
 
 
 def test_while_a_renewal_is_half_written_the_old_certificate_serves_on(tls_server, authority, files):

@@ -78,13 +78,11 @@ def test_a_pair_that_does_not_fit_is_told_once_and_a_good_one_is_taken(files, tm
     chain.write_bytes(Path(files["chain"]).read_bytes())
     key.write_bytes(Path(files["key"]).read_bytes())
     watched = renewal.Files(str(chain), str(key))
-    assert not watched.changed()
+    assert watched.renewed() is None
     key.write_bytes(Path(files["other key"]).read_bytes())
     with pytest.raises(tls.BadCertificate, match="is not the key"):
-        watched.changed()
-    assert not watched.changed()
+        watched.renewed()
+    assert watched.renewed() is None
     key.write_bytes(Path(files["key"]).read_bytes())
-    assert watched.changed()
-    assert not watched.changed()
-    watched.forget()
-    assert watched.changed()
+    assert watched.renewed() is not None
+    assert watched.renewed() is None
