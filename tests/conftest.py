@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import tempfile
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +26,6 @@ from tests.postgres import Cluster
 # One per process, so that workers of xdist share none. pytest-django has loaded the settings by now, so both they and
 # the environment, for processes that tests start, are pointed there.
 DATA_DIR = Path(tempfile.mkdtemp(prefix="ogw-tests-"))
-HERE = Path(__file__).parent
 os.environ["DATA_DIR"] = str(DATA_DIR)
 settings.DATA_DIR = DATA_DIR
 settings.CHANNEL_LAYERS["default"]["CONFIG"]["directory"] = DATA_DIR / "run"
@@ -46,14 +46,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# What takes longest goes first: several processes share the files, and none is to wait for another's last one.
-LONGEST = ("deploy", "clients", "browser", "live", "walk", "control_plane", "usage")
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    order = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.relative_to(HERE).parts[0], len(order)))
+    """For several processes that share the files: slow ones first, then those of many tests, so that none is left to
+    wait for another's last one."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    count = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path not in slow, -count[item.path], item.path))
 
 
 @pytest.fixture
