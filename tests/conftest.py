@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import tempfile
-from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,17 +43,6 @@ if "sqlite" in settings.DATABASES["default"]["ENGINE"]:
 # A shell ignores Ctrl-C for what it starts in the background, and servers that tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items):
-    """For several processes that share the files: slow ones first, then those of many tests, so that none is left to
-    wait for another's last one."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    count = Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.path not in slow, -count[item.path], item.path))
 
 
 @pytest.fixture
