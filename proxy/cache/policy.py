@@ -58,6 +58,11 @@ def scope_of(sharing: str, tenant_id: int, key_id: int) -> str:
     return f"k{key_id}" if sharing == KEY else f"t{tenant_id}"
 
 
+def sharing_of(scope: str) -> str:
+    """What scope_of made it of."""
+    return SHARED if scope == SHARED else KEY if scope.startswith("k") else TENANT
+
+
 # By path: where the seed and the temperature stand ("" = at the top), and the field without which nothing is generated.
 _GENERATIONS: Mapping[str, tuple[str, str]] = {
     "/api/chat": ("options", "messages"),
@@ -72,9 +77,13 @@ _SEEDLESS = ("/v1/responses", "/v1/messages")
 EMBEDDINGS: Mapping[str, str] = {"/api/embed": "input", "/v1/embeddings": "input", "/api/embeddings": "prompt"}
 
 
-def is_kept(path: str) -> bool:
-    """Whether answers of an endpoint may be kept at all."""
-    return path in EMBEDDINGS or path in _GENERATIONS
+def kept_calls(policy: Policy, path: str) -> str:
+    """In words, which calls of an endpoint may_share; "" for none."""
+    if path in EMBEDDINGS or (policy == "all" and path in _GENERATIONS):
+        return "A call"
+    if path not in _GENERATIONS:
+        return ""
+    return "A call with temperature 0" if path in _SEEDLESS else "A call with temperature 0 or a seed"
 
 
 def may_share(policy: Policy, path: str, request: Mapping[str, Any]) -> bool:

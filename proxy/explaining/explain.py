@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from proxy import listings
 from proxy.admission import check_right, missing_key, not_accepted, shut_out
-from proxy.cache.policy import EMBEDDINGS, is_kept
+from proxy.cache.policy import KEY, SHARED, TENANT, kept_calls, sharing_of
 from proxy.call import Call
 from proxy.client_address import Address
 from proxy.default_models import WORDS
@@ -31,6 +31,8 @@ from proxy.snapshot import Key, KeyRow
 
 # In the text of a step that cannot be asked.
 KEY_FIRST = "Asked once the key is known."
+# Whose answers a key may get, by how its tenant shares them.
+SHARERS = {SHARED: "all tenants that share answers", TENANT: "its tenant", KEY: "this key alone"}
 
 
 async def explain(question: Question, world: World) -> Explanation:
@@ -363,13 +365,14 @@ class _Asking:
         """Where a policy lets the key have answers that were made for others."""
         assert self.key is not None
         rule = self.key.cache
-        if rule is None or not is_kept(route.path):
+        calls = kept_calls(rule.policy, route.path) if rule is not None else ""
+        if rule is None or not calls:
             return
-        which = "A call" if rule.policy == "all" or route.path in EMBEDDINGS else "A call with temperature 0 or a seed"
-        text = f"{which} that was asked before is answered from the cache, in {_duration(rule.ttl_seconds)} at most "
-        shared = {"s": "all tenants that share answers", "t": "its tenant", "k": "this key alone"}[rule.scope[0]]
-        facts = [("policy", rule.policy), ("answers of", shared), ("kept for", _duration(rule.ttl_seconds))]
-        self.passes("cache", "Cache", f"{text}after it; then no backend is asked.", facts)
+        ttl = _duration(rule.ttl_seconds)
+        answered = f"{calls} that was asked before is answered from the cache, in {ttl} at most after it"
+        text = f"{answered}; then no backend is asked."
+        facts = [("policy", rule.policy), ("answers of", SHARERS[sharing_of(rule.scope)]), ("kept for", ttl)]
+        self.passes("cache", "Cache", text, facts)
 
     async def backends(self, route: Route) -> None:
         call, fleet = self.call, self.world.fleet

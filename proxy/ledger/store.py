@@ -172,13 +172,17 @@ class Store:
 def _by_bucket(rows: Sequence[Row]) -> Iterable[tuple[int, Sequence[Row]]]:
     """(its start, rows) of each quarter of an hour. Nearly always it is one."""
     starts = list(map(_started_of, rows))
-    first, last = (int(at) // _BUCKET_SECONDS * _BUCKET_SECONDS for at in (min(starts), max(starts)))
-    if first == last:
+    first = _bucket_of(min(starts))
+    if first == _bucket_of(max(starts)):
         return [(first, rows)]
     found: dict[int, list[Row]] = {}
     for row, at in zip(rows, starts, strict=True):
-        found.setdefault(int(at) // _BUCKET_SECONDS * _BUCKET_SECONDS, []).append(row)
+        found.setdefault(_bucket_of(at), []).append(row)
     return found.items()
+
+
+def _bucket_of(epoch: float) -> int:
+    return int(epoch) // _BUCKET_SECONDS * _BUCKET_SECONDS
 
 
 def _sums_of(rows: Sequence[Row]) -> tuple[int, ...]:

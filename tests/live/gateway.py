@@ -233,8 +233,9 @@ class Gateway:
 
     def client(self, key: str = "", **options: Any) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        fixed: Any = {"base_url": self.url, "headers": headers, "trust_env": False, "timeout": 30}
-        return httpx.AsyncClient(**fixed, **{"verify": NO_TLS, **options})
+        return httpx.AsyncClient(
+            base_url=self.url, headers=headers, trust_env=False, verify=NO_TLS, timeout=30, **options
+        )
 
 
 def migrated_sqlite(path: Path) -> str:

@@ -61,11 +61,20 @@ def serial_shown(server, authority, **options):
     return shown
 
 
-def until_shown(serial, server, authority):
+def until(is_so, what):
     deadline = time.monotonic() + PATIENCE
-    while serial_shown(server, authority) != serial:
-        assert time.monotonic() < deadline, "the new certificate is not shown"
+    while not is_so():
+        assert time.monotonic() < deadline, what
         time.sleep(0.02)
+
+
+def until_shown(serial, server, authority):
+    until(lambda: serial_shown(server, authority) == serial, "the new certificate is not shown")
+
+
+def told(server, text):
+    """How many lines of its log have it."""
+    return sum(text in line for line in list(server.errors))
 
 
 def test_requests_and_refusals(tls_wire):
@@ -111,11 +120,16 @@ def test_while_a_renewal_is_half_written_the_old_certificate_serves_on(tls_serve
     kept = key.read_bytes()
     renewed = issue(authority, chain, key)
     until_shown(renewed, tls_server, authority)
+    until(lambda: told(tls_server, "was renewed"), "it is not told that it was renewed")
     for content in (kept, b"", b"hello"):
-        key.write_bytes(content)
+        so_far = told(tls_server, "is not renewed")
+        # In one step, so that it is told of once.
+        written = key.with_suffix(".new")
+        written.write_bytes(content)
+        written.replace(key)
+        until(lambda so_far=so_far: told(tls_server, "is not renewed") > so_far, "it was not looked at")
         for _ in range(5):
             assert serial_shown(tls_server, authority) == renewed
-            time.sleep(0.05)
     key.unlink()
     until_shown(issue(authority, chain, key), tls_server, authority)
     assert renewed != before
