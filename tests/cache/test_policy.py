@@ -2,7 +2,20 @@
 
 import pytest
 
-from proxy.cache.policy import NO_PURGES, NOTHING_SAID, Purges, Settings, may_share, wish_of
+from proxy.cache.policy import (
+    KEY,
+    NO_PURGES,
+    NOTHING_SAID,
+    SHARED,
+    TENANT,
+    Purges,
+    Settings,
+    kept_calls,
+    may_share,
+    scope_of,
+    sharing_of,
+    wish_of,
+)
 from proxy.snapshot import KeyRow, Snapshot, Tables
 
 SAID = {"messages": [{"role": "user", "content": "x"}]}
@@ -120,3 +133,23 @@ def test_t5_whose_answers_a_key_gets():
 def test_a_purge_makes_what_was_kept_unreachable(purges, scope, epoch):
     rule = rule_of(key="all", scope=scope, purges=purges, more={2: ("", "shared"), 3: ("", "tenant")})
     assert rule.epoch("llama3.2:latest") == epoch
+
+
+@pytest.mark.parametrize("sharing", [KEY, TENANT, SHARED])
+def test_a_scope_tells_how_answers_are_shared(sharing):
+    assert sharing_of(scope_of(sharing, 3, 7)) == sharing
+
+
+@pytest.mark.parametrize(
+    ("policy", "path", "said"),
+    [
+        ("all", "/api/chat", "A call"),
+        ("deterministic", "/api/chat", "A call with temperature 0 or a seed"),
+        ("deterministic", "/v1/messages", "A call with temperature 0"),
+        ("deterministic", "/api/embed", "A call"),
+        ("all", "/api/show", ""),
+        ("deterministic", "/api/show", ""),
+    ],
+)
+def test_what_is_kept_is_said_in_words(policy, path, said):
+    assert kept_calls(policy, path) == said
