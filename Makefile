@@ -4,6 +4,8 @@ PORT ?= 8080
 DATA_DIR ?= $(CURDIR)/data/demo
 BIN := .venv/bin
 export PORT FEED
+# What is installed for the tests comes from four registries, which do not wait for each other.
+MAKEFLAGS += --jobs=3
 
 .PHONY: demo test bench fmt lint audit install install-dev install-audit system-packages clients
 

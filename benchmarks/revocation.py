@@ -42,7 +42,7 @@ async def main() -> int:
         with Databases(directory) as databases:
             home = directory / "revocation"
             home.mkdir()
-            env = {"REDIS_URL": redis.url, "FAILED_CREDENTIALS_PER_MINUTE": "1000000"}
+            env = {"REDIS_URL": redis.url}
             gateway = Gateway(home, databases.new(options.database), workers=options.workers, **env)
             gateway.make_backend(fake.url, slots=256)
             await asyncio.to_thread(gateway.start)

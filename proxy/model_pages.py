@@ -71,7 +71,7 @@ def urls() -> list[URLPattern]:
 @require_safe
 def models(request: PersonRequest) -> HttpResponse:
     reports = list(BackendReport.objects.current().select_related("backend").order_by("backend__name"))
-    sees_all = request.user.is_staff and request.user.has_perm("proxy.view_backend")
+    sees_all = request.user.is_staff_who_may("proxy.view_backend")
     # What they may use, each once: an owner has as many keys as the tenant.
     rights = ApiKey.objects.visible_to(request.user).usable().values_list("models_allowed", "may_use_cloud")
     keys = {(tuple(names), cloud) for names, cloud in rights}

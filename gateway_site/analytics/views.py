@@ -148,7 +148,7 @@ def test(request: HttpRequest) -> HttpResponse:
         reader = None
     if reader is not None:
         said |= {"ready": gateway.is_ready, "draining": gateway.draining, "backends": {"up": up, "all": len(views)}}
-        if reader.user is not None and reader.user.is_staff and reader.user.has_perm("proxy.view_backend"):
+        if reader.user is not None and reader.user.is_staff_who_may("proxy.view_backend"):
             said["backend_states"] = [
                 {
                     "name": view.backend.name, "state": view.state, "hint": view.hint or None,

@@ -24,6 +24,7 @@ class Viewer:
     user_id: int
     name: str
     sees_all: bool = False
+    sees_backends: bool = False
     ends_all: bool = False
     # Ids of the tenants whose calls they see, whose calls they may end, and where their own calls are theirs.
     sees: frozenset[int] = frozenset()
@@ -143,7 +144,7 @@ def seen_by(viewer: Viewer, pictures: Collection[Picture], *, alone: bool) -> Ro
         "calls": rows,
         "hidden": hidden,
         # How busy the machines are tells what others do (threat T4).
-        "backends": _merged(pictures) if viewer.sees_all else None,
+        "backends": _merged(pictures) if viewer.sees_backends else None,
         "workers": len(pictures),
         "alone": alone,
     }

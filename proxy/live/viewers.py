@@ -10,6 +10,7 @@ from django.utils.module_loading import import_string
 
 from proxy.live.pictures import Viewer
 from tenants.models import Membership, Role
+from usage.reports.scopes import sees_all_tenants
 
 PERMISSION = "proxy.add_callcancellation"
 
@@ -18,11 +19,13 @@ def viewer_of(user: Any) -> Viewer:
     roles = list(
         Membership.objects.filter(user=user, tenant__archived_at=None).values_list("tenant_id", "role").order_by("pk")
     )
+    ends_all = user.is_staff_who_may(PERMISSION)
     return Viewer(
         user_id=user.pk,
         name=user.get_username(),
-        sees_all=user.is_staff,
-        ends_all=user.is_staff and user.has_perm(PERMISSION),
+        sees_all=ends_all or sees_all_tenants(user),
+        sees_backends=user.is_staff_who_may("proxy.view_backend"),
+        ends_all=ends_all,
         sees=frozenset(tenant for tenant, role in roles if role in (Role.OWNER, Role.VIEWER)),
         ends=frozenset(tenant for tenant, role in roles if role == Role.OWNER),
         belongs_to=frozenset(tenant for tenant, role in roles if role != Role.VIEWER),

@@ -127,6 +127,10 @@ class User(AbstractUser, Audited):
         if not is_as_before and others.exclude(pk=self.pk).exists():
             raise ValidationError({"username": "Somebody has this name already, in other letters. Choose another."})
 
+    def is_staff_who_may(self, *permissions: str) -> bool:
+        """`permissions`: as "usage.view_dailyusage"; all of them."""
+        return self.is_staff and self.has_perms(permissions)
+
     def tenants_with_role(self, *roles: str) -> models.QuerySet[Tenant]:
         return Tenant.objects.filter(archived_at=None, pk__in=self.memberships.filter(role__in=roles).values("tenant"))
 

@@ -47,7 +47,7 @@ class Matrix:
         began = time.monotonic()
         async with run.make_fake() as fake:
             # No probe may find this process too busy to answer for its fake.
-            gateway = self.make_gateway(server=server, FAILED_CREDENTIALS_PER_MINUTE="1000", PROBE_SECONDS="30")
+            gateway = self.make_gateway(server=server, PROBE_SECONDS="30")
             gateway.make_backend(fake.url, transport=transport, slots=64)
             trials = run.make_trials(gateway, CLIENTS)
             gateway.start(wait=False)

@@ -68,6 +68,8 @@ class Gateway:
             "SECRET_KEY": "a secret of the tests that is long enough to be one",
             "PROBE_SECONDS": "0.2",
             "PYTHONUNBUFFERED": "1",
+            # Tests ask until a key is known.
+            "FAILED_CREDENTIALS_PER_MINUTE": "1000000",
             # Most tests of several workers are not about limits.
             "LIMITS_PER_WORKER": "True",
             "PYTHONWARNINGS": "default",

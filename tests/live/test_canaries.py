@@ -128,7 +128,6 @@ async def told(make_shared_gateway):
     async with FakeOllama(models=[MODEL], slots=8) as fake:
         gateway = make_shared_gateway(
             SECRET_KEY=OWN_SECRET, ACCESS_LOG="True", LOG_LEVEL="DEBUG", METRICS_TOKEN=METRICS_TOKEN,
-            FAILED_CREDENTIALS_PER_MINUTE="1000000",
             OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, OTEL_EXPORTER_OTLP_HEADERS=f"authorization={OTEL_TOKEN}",
         )  # fmt: skip
         before = settings.SECRET_KEY

@@ -40,7 +40,7 @@ async def gateway_with(make_gateway, fake, keys=1, workers=WORKERS, **options):
     """A gateway whose calls go on until they are ended, and keys for it."""
     fake.scheduler.slots = 64
     fake.faults(path="/api/chat", model="llama3.2", infinite=True, tokens_per_second=20)
-    gateway = make_gateway(workers=workers, FAILED_CREDENTIALS_PER_MINUTE="100000", LIMITS_PER_WORKER="True", **options)
+    gateway = make_gateway(workers=workers, LIMITS_PER_WORKER="True", **options)
     gateway.make_backend(fake.url, slots=64)
     made = [gateway.make_key(f"key {number}") for number in range(keys)]
     await asyncio.to_thread(gateway.start)

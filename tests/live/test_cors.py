@@ -36,7 +36,6 @@ ROUTES = [
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(make_shared_gateway, shared_fake):
     made = make_shared_gateway(
-        FAILED_CREDENTIALS_PER_MINUTE="1000000",
         CORS_ORIGINS="https://*.example.com",
         OLLAMA_ORIGINS="http://localhost:*",
     )

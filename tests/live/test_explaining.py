@@ -24,7 +24,7 @@ OFFICE, CAFE = "203.0.113.9", "198.51.100.7"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(make_shared_gateway, shared_fake):
-    made = make_shared_gateway(TRUSTED_PROXIES="127.0.0.0/8", FAILED_CREDENTIALS_PER_MINUTE="100000")
+    made = make_shared_gateway(TRUSTED_PROXIES="127.0.0.0/8")
     made.make_backend(shared_fake.url, name="gpu")
     _, made.ordinary = made.make_key()
     await asyncio.to_thread(made.start)

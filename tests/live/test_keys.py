@@ -33,7 +33,7 @@ CHAT = json.dumps(chat(stream=False, options={"num_predict": 3})).encode()
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(make_shared_gateway, shared_fake):
-    made = make_shared_gateway(FAILED_CREDENTIALS_PER_MINUTE="1000000", ACCESS_LOG="True")
+    made = make_shared_gateway(ACCESS_LOG="True")
     made.make_backend(shared_fake.url, slots=8)
     made.key_row, made.key = made.make_key()
     _, made.other_key = made.make_key("other")

@@ -218,7 +218,7 @@ async def cut_by_revocation(gateway, fake, way, figures, revoked, other):
 @pytest.mark.parametrize("kind", [ByForm, ByUpdate, BySql])
 async def test_a7_a_committed_change_acts_within_a_second(make_gateway, fake, database_url, kind, settings, capsys):
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.PBKDF2PasswordHasher"]
-    gateway = make_gateway(database_url=database_url, FAILED_CREDENTIALS_PER_MINUTE="100000")
+    gateway = make_gateway(database_url=database_url)
     gateway.make_backend(fake.url)
     await asyncio.to_thread(gateway.start)
     way = kind(gateway)
@@ -233,7 +233,7 @@ async def test_a7_a_committed_change_acts_within_a_second(make_gateway, fake, da
 
 async def test_s7_all_workers_hear_of_it(make_gateway, fake, database_url, capsys):
     """Each of many connections, which the kernel spreads over the workers, is refused within the second."""
-    gateway = make_gateway(database_url=database_url, workers=4, FAILED_CREDENTIALS_PER_MINUTE="100000")
+    gateway = make_gateway(database_url=database_url, workers=4)
     gateway.make_backend(fake.url, slots=64)
     row, key = gateway.make_key()
     await asyncio.to_thread(gateway.start)
@@ -271,7 +271,7 @@ CORRUPT = {
 
 @pytest.mark.parametrize("what", CORRUPT)
 async def test_l5_a_row_that_cannot_be_read_is_logged_and_hides_no_other_change(make_gateway, fake, database_url, what):
-    gateway = make_gateway(database_url=database_url, FAILED_CREDENTIALS_PER_MINUTE="100000")
+    gateway = make_gateway(database_url=database_url)
     gateway.make_backend(fake.url)
     odd, odd_key = gateway.make_key("odd")
     sound, sound_key = gateway.make_key("sound")
@@ -295,7 +295,7 @@ async def test_l5_a_row_that_cannot_be_read_is_logged_and_hides_no_other_change(
 
 
 async def test_a8_a_key_revoked_while_the_body_arrives_is_refused(make_gateway, fake):
-    gateway = make_gateway(FAILED_CREDENTIALS_PER_MINUTE="100000")
+    gateway = make_gateway()
     gateway.make_backend(fake.url)
     row, key = gateway.make_key()
     spared_row, spared = gateway.make_key("spared")

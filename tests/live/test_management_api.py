@@ -49,7 +49,7 @@ def make_user(gateway, name, tenant="", role="member", **fields):
 
 @pytest.fixture(scope="module")
 def gateway(make_shared_gateway, shared_fake):
-    made = make_shared_gateway(FAILED_CREDENTIALS_PER_MINUTE="1000000", CURRENCY="EUR")
+    made = make_shared_gateway(CURRENCY="EUR")
     made.config = made.directory / "config.json"
     made.config.write_text(json.dumps({"apiKeys": [], "rateLimit": {"enabled": False}}))
     made.env["CONFIG_FILE"] = str(made.config)

@@ -30,7 +30,6 @@ async def fake():
 async def gateway(make_shared_gateway, fake):
     made = make_shared_gateway(
         workers=4,
-        FAILED_CREDENTIALS_PER_MINUTE="1000000",
         TRUSTED_PROXIES="127.0.0.1/32",
         METRICS_TOKEN="another-one,a-token-of-prometheus",
     )

@@ -26,7 +26,7 @@ STREAM = json.dumps(chat(options={"num_predict": 3})).encode()
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(make_shared_gateway, shared_fake):
-    made = make_shared_gateway(FAILED_CREDENTIALS_PER_MINUTE="1000000")
+    made = make_shared_gateway()
     made.make_backend(shared_fake.url, slots=8)
     _, made.key = made.make_key()
     _, made.managing_key = made.make_key("manages", may_manage=True)

@@ -35,7 +35,7 @@ def fake_process():
 async def test_a7_a_withdrawn_key_is_refused_and_cut_on_all_workers_with_redis_up_killed_and_stopped(
     make_gateway, fake_process, redis_server, capsys
 ):
-    env = {"REDIS_URL": redis_server.url, "FAILED_CREDENTIALS_PER_MINUTE": "1000000"}
+    env = {"REDIS_URL": redis_server.url}
     gateway = make_gateway(workers=WORKERS, **env)
     gateway.make_backend(fake_process.url, slots=256)
     await asyncio.to_thread(gateway.start)

@@ -89,7 +89,7 @@ ROWS = [(*row.split()[:2], dict(zip(ROLES, map(int, row.split()[2:]), strict=Tru
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(make_shared_gateway, shared_fake):
-    made = make_shared_gateway(FAILED_CREDENTIALS_PER_MINUTE="1000000")
+    made = make_shared_gateway()
     made.make_backend(shared_fake.url, slots=8)
     rights = {
         "ordinary": {},

@@ -36,9 +36,7 @@ def redis_server():
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(make_shared_gateway, shared_fake, redis_server):
-    made = make_shared_gateway(
-        workers=WORKERS, REDIS_URL=redis_server.url, FAILED_CREDENTIALS_PER_MINUTE="1000000", LIMIT_LEASE_SECONDS="3"
-    )
+    made = make_shared_gateway(workers=WORKERS, REDIS_URL=redis_server.url, LIMIT_LEASE_SECONDS="3")
     shared_fake.scheduler.slots = 256
     made.make_backend(shared_fake.url, slots=256)
     _, made.key = made.make_key()

@@ -69,7 +69,7 @@ def database_url(request):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(make_shared_gateway, shared_fake, database_url):
-    made = make_shared_gateway(database_url=database_url, FAILED_CREDENTIALS_PER_MINUTE="1000000")
+    made = make_shared_gateway(database_url=database_url)
     made.make_backend(shared_fake.url, slots=64)
     made.key_row, made.key = made.make_key(may_manage=False, may_be_in_path=True)
     await asyncio.to_thread(made.start)

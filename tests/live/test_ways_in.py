@@ -40,7 +40,7 @@ CHAT = json.dumps(chat()).encode()
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(make_shared_gateway, shared_fake):
-    made = make_shared_gateway(FAILED_CREDENTIALS_PER_MINUTE="1000000", ACCESS_LOG="True", AUTH_HEADER="X-Gateway-Auth")
+    made = make_shared_gateway(ACCESS_LOG="True", AUTH_HEADER="X-Gateway-Auth")
     made.make_backend(shared_fake.url, slots=8)
     made.path_row, made.path_key = made.make_key("in path", may_be_in_path=True)
     _, made.key = made.make_key("ordinary")

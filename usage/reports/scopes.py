@@ -32,8 +32,13 @@ def scopes(user: User) -> list[Scope]:
     return found
 
 
+def sees_all_tenants(user: User) -> bool:
+    """Whoever may see the roll-ups in the admin."""
+    return user.is_staff_who_may("usage.view_dailyusage")
+
+
 def all_scopes(user: User) -> list[Scope]:
-    """The same, and before them all tenants for who may see the roll-ups in the admin."""
-    if user.is_staff and user.has_perm("usage.view_dailyusage"):
+    """The same, and before them all tenants for who may see those."""
+    if sees_all_tenants(user):
         return [Scope("all", "All tenants", Q()), *scopes(user)]
     return scopes(user)

@@ -79,7 +79,7 @@ def _any_of(scopes: list[Scope]) -> Q:
 def _key(request: PersonRequest, record: UsageRecord) -> ApiKey | None:
     """The key, for who may open its page."""
     visible = ApiKey.objects.visible_to(request.user)
-    if request.user.is_staff and request.user.has_perms(["tenants.view_apikey", "tenants.view_limit"]):
+    if request.user.is_staff_who_may("tenants.view_apikey", "tenants.view_limit"):
         visible = ApiKey.objects.all()
     return visible.select_related("tenant", "user").filter(pk=record.api_key_id).first()
 
