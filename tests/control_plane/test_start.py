@@ -1,6 +1,11 @@
 """What `serve` settles before it serves: the backend of the environment, the first aliases, loopback without a key."""
 
+import os
+import subprocess
+import sys
+
 import pytest
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.core.management import CommandError, call_command
 from django.urls import reverse
@@ -203,6 +208,29 @@ def test_listen_takes_what_gos_listeners_take(text, address):
 def test_listen_refuses_the_rest(text):
     with pytest.raises(ValueError, match="for all addresses"):
         start.listening_address(text)
+
+
+FORKED_FROM = """
+import sys, threading
+import gateway_site.preloaded
+from django.db import connections
+
+assert threading.active_count() == 1
+assert all(connection.connection is None for connection in connections.all(initialized_only=True))
+assert "gateway_site.asgi" not in sys.modules
+before = set(sys.modules)
+import gateway_site.asgi
+print(len(set(sys.modules) - before), "of", len(sys.modules))
+"""
+
+
+def test_what_workers_share_is_nearly_all_that_they_load_and_nothing_that_is_one_processs_own(tmp_path):
+    environment = {**os.environ, "DATA_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", FORKED_FROM]
+    done = subprocess.run(command, cwd=settings.BASE_DIR, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    own, _, loaded = done.stdout.split()
+    assert int(own) < 20 < 1000 < int(loaded)
 
 
 def test_several_workers_without_redis_are_refused_unless_that_is_accepted(settings):

@@ -39,6 +39,10 @@ def use_database(alias: str, url: str) -> None:
         del connections[alias]
 
 
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 class Gateway:
     """`env`: further variables of the process. The database is migrated already (see conftest)."""
 
@@ -159,8 +163,8 @@ class Gateway:
     def worker_pids(self) -> list[int]:
         """The workers of a gateway that has several; none where one process does everything."""
         assert self.process is not None
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(pid) for pid in children.read_text().split()]
+        # Forked from a child of the parent; another child, which has none, watches what the two share.
+        return [worker for child in _children(self.process.pid) for worker in _children(child)]
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""

@@ -4,6 +4,7 @@ import asyncio
 import time
 from datetime import timedelta
 
+import psutil
 import pytest
 from django.utils import timezone
 
@@ -82,6 +83,9 @@ async def test_each_worker_says_that_it_runs_and_with_which_rules(make_gateway, 
     before = await until(reported)
     assert {row.pid for row in before} <= {gateway.process.pid, *gateway.worker_pids()}
     assert all(row.listens == [f"127.0.0.1:{gateway.port}"] for row in before)
+    # Several have loaded together what they do not change.
+    used = [psutil.Process(row.pid).memory_full_info() for row in before]
+    assert workers == 1 or all(memory.uss < 0.6 * memory.rss for memory in used)
     gateway.tenant("a change")
 
     def caught_up():

@@ -1,5 +1,6 @@
 """L1 and the life of the processes: start, restart, drain, exit."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -125,9 +126,14 @@ def test_l1_a_third_signal_ends_even_a_blocked_loop(start_server):
         assert exit_code(server) == 1
 
 
+def template_of(server):
+    """The process that the workers are forked from."""
+    [template] = [child for child in psutil.Process(server.process.pid).children() if child.children()]
+    return template
+
+
 def workers_of(server):
-    parent = psutil.Process(server.process.pid)
-    return [child for child in parent.children() if "resource_tracker" not in " ".join(child.cmdline())]
+    return template_of(server).children()
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +189,23 @@ def test_l1_workers_die_with_their_parent(start_server):
     server.process.kill()
     _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
     assert not alive
+
+
+def test_l1_workers_are_replaced_when_what_they_are_forked_from_dies(start_server):
+    server = start_server(workers=2)
+    template, workers = template_of(server), workers_of(server)
+    template.kill()
+    _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
+    assert not alive  # no worker that nobody looks after
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ConnectionError):
+            if len(pids(server)) == 2:
+                break
+        time.sleep(0.05)
+    assert pids(server) == {worker.pid for worker in workers_of(server)}
+    server.process.terminate()
+    assert exit_code(server) == 0
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 # The application, and what lives as long as a process of it.
 GATEWAY = ("gateway_site.asgi:application", "gateway_site.asgi:gateway")
+SHARED = ["gateway_site.preloaded"]  # by its workers
 
 
 class Command(BaseCommand):
@@ -113,7 +114,7 @@ class Command(BaseCommand):
             )
         except ValueError as exc:
             raise CommandError(str(exc)) from None
-        code = _serve_on_daphne(chosen) if options["server"] == "daphne" else run(*GATEWAY, chosen)
+        code = _serve_on_daphne(chosen) if options["server"] == "daphne" else run(*GATEWAY, chosen, SHARED)
         if code:
             raise SystemExit(code)
 
