@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from types import FrameType
 
 from .lifeline import end_with
@@ -109,8 +108,7 @@ class Supervisor:
     ) -> None:
         if FORKS:
             processes.set_forkserver_preload([TEMPLATE, *shared])
-            found = Path(__file__).parents[2], os.environ.get("PYTHONPATH")
-            os.environ["PYTHONPATH"] = os.pathsep.join(str(path) for path in found if path)
+            os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
         self.options = options
         self.url = options.url(places[0][2])
         self.workers = [Worker(app_import, runtime_import, options, places) for _ in range(options.workers)]
