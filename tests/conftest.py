@@ -25,6 +25,7 @@ from tests.postgres import Cluster
 # One per process, so that workers of xdist share none. pytest-django has loaded the settings by now, so both they and
 # the environment, for processes that tests start, are pointed there.
 DATA_DIR = Path(tempfile.mkdtemp(prefix="ogw-tests-"))
+SQLITE_TEMPLATE = DATA_DIR / "template.sqlite3"
 os.environ["DATA_DIR"] = str(DATA_DIR)
 settings.DATA_DIR = DATA_DIR
 settings.CHANNEL_LAYERS["default"]["CONFIG"]["directory"] = DATA_DIR / "run"
@@ -102,6 +103,24 @@ def root(db):
 
 
 # Both databases.
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup, django_db_blocker):
+    """Keeps a copy of the test database as it is after its migrations, which take seconds."""
+    with django_db_blocker.unblock(), connections["default"].cursor() as cursor:
+        if connections["default"].vendor == "sqlite":
+            cursor.execute("VACUUM INTO %s", [str(SQLITE_TEMPLATE)])
+            return
+    with django_db_blocker.unblock(), default_connection(f"sqlite:///{SQLITE_TEMPLATE}"):
+        call_command("migrate", verbosity=0)
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(django_db_setup):
+    """A file with all tables, to copy. Django has made its test databases by then: it would make one for each alias
+    that a gateway adds."""
+    return SQLITE_TEMPLATE
 
 
 @pytest.fixture(scope="session")

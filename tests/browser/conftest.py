@@ -13,10 +13,10 @@ import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
 
 from proxy.fake_ollama import FakeOllama
-from tests.live.conftest import make_shared_gateway, shared_fake, sqlite_template
+from tests.live.conftest import make_shared_gateway, shared_fake
 from tests.live.gateway import ROOT, Gateway
 
-__all__ = ["make_shared_gateway", "shared_fake", "sqlite_template"]
+__all__ = ["make_shared_gateway", "shared_fake"]
 
 AXE = (Path(__file__).parent / "axe.min.js").read_text(encoding="utf-8")
 expect.set_options(timeout=30_000)

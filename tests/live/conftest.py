@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from proxy.fake_ollama import FakeOllama
-from tests.live.gateway import Gateway, copied_sqlite, migrated_sqlite
+from tests.live.gateway import Gateway, copied_sqlite
 from tests.live.raw import RawClient
 
 # The tests look at the gateway's database between awaits; it is another process that must not be blocked.
@@ -22,15 +22,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/live" in str(item.path):
             item.add_marker(pytest.mark.live)
-
-
-@pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory, django_db_setup: None, django_db_blocker: Any) -> Path:
-    # After Django has made its test databases: it would make one for each alias that a gateway adds.
-    path = tmp_path_factory.mktemp("template") / "gateway.sqlite3"
-    with django_db_blocker.unblock():
-        migrated_sqlite(path)
-    return path
 
 
 @contextmanager

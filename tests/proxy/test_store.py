@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 
 import orjson
 import pytest
-from django.core.management import call_command
 from django.db import DatabaseError, connection
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,6 +15,7 @@ from proxy.ledger.store import Store
 from tenants.models import ApiKeyLastUsed
 from tests.conftest import default_connection
 from tests.factories import make_key
+from tests.live.gateway import copied_sqlite
 from tests.proxy.spooled import NOON, make_row, value
 from usage.models import DailyUsage, UsageBucket, UsageRecord
 from usage.rollups import TABLES, reconcile
@@ -171,14 +171,11 @@ def test_u11_roll_ups_equal_records_whatever_is_replayed(row, tmp_path, settings
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def shared_url(request, tmp_path, django_db_blocker):
+def shared_url(request, tmp_path):
     """A migrated database for several threads; SQLite in a file, as it is in life."""
     if request.param == "postgresql":
         return request.getfixturevalue("postgres_url")
-    url = f"sqlite:///{tmp_path / 'shared.sqlite3'}"
-    with django_db_blocker.unblock(), default_connection(url):
-        call_command("migrate", verbosity=0)
-    return url
+    return copied_sqlite(request.getfixturevalue("sqlite_template"), tmp_path / "shared.sqlite3")
 
 
 def test_s3_writers_beside_each_other_lose_nothing(shared_url, tmp_path, django_db_blocker):

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from django.core.management import call_command
 from django.db import connections
 
 from tests.conftest import default_connection
+from tests.live.gateway import copied_sqlite
 from usage.models import DailyTotal, EndUserUsage, UsageRecord
 from usage.rollups import reconcile
 
@@ -17,14 +17,11 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def url(request, tmp_path, django_db_blocker):
+def url(request, tmp_path):
     """Of an empty database that is nobody else's."""
     if request.param == "postgresql":
         return request.getfixturevalue("postgres_url")
-    made = f"sqlite:///{tmp_path / 'usage.sqlite3'}"
-    with django_db_blocker.unblock(), default_connection(made):
-        call_command("migrate", verbosity=0)
-    return made
+    return copied_sqlite(request.getfixturevalue("sqlite_template"), tmp_path / "usage.sqlite3")
 
 
 def test_u11_the_invented_usage_of_benchmarks_agrees_with_its_sums(url, tmp_path, django_db_blocker):
