@@ -1,11 +1,9 @@
 #!/usr/bin/env python
 """Django's command line for Ollama Gateway."""
 
-import os
 import sys
 
 if __name__ == "__main__":
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway_site.settings")
-    from django.core.management import execute_from_command_line
+    from gateway_site.command_line import execute
 
-    execute_from_command_line(sys.argv)
+    sys.exit(execute(sys.argv))

@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 
 from gateway_site import environment as env
+from gateway_site.command_line import execute
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 CONFIG = Path("~/.config/ollama-gateway")
@@ -86,11 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[0] == "demo" and not env.text("DATA_DIR"):
         # Apart from the gateway that `serve` would run here next.
         os.environ["DATA_DIR"] = str(env.data_home().expanduser() / "demo")
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway_site.settings")
-    from django.core.management import execute_from_command_line
-
-    execute_from_command_line(["ollama-gateway", *arguments])
-    return 0
+    return execute(["ollama-gateway", *arguments])
 
 
 def version() -> str:

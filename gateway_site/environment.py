@@ -8,8 +8,13 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from django.core.exceptions import ImproperlyConfigured
+
+
+class WrongSetting(ImproperlyConfigured):
+    """A variable that cannot be. Its text is the one line for the operator (command_line.py)."""
 
 
 def text(name: str, default: str = "") -> str:
@@ -18,7 +23,9 @@ def text(name: str, default: str = "") -> str:
         try:
             return Path(file).read_text(encoding="utf-8").strip()
         except OSError as exc:
-            raise ImproperlyConfigured(f"{name}_FILE={file!r}: {exc.strerror}") from exc
+            raise WrongSetting(f"{name}_FILE={file!r}: {exc.strerror}") from exc
+        except UnicodeError:
+            raise WrongSetting(f"{name}_FILE={file!r}: it is not UTF-8") from None
     return os.getenv(name, default)
 
 
@@ -32,7 +39,7 @@ def data_home() -> Path:
 def flag(name: str, default: bool) -> bool:
     value = text(name, str(default))
     if value not in ("True", "False"):
-        raise ImproperlyConfigured(f"{name}={value!r}: use True or False")
+        raise WrongSetting(f"{name}={value!r}: use True or False")
     return value == "True"
 
 
@@ -41,9 +48,9 @@ def integer(name: str, default: int, minimum: int = 0) -> int:
     try:
         number = int(value)
     except ValueError:
-        raise ImproperlyConfigured(f"{name}={value!r}: use a whole number") from None
+        raise WrongSetting(f"{name}={value!r}: use a whole number") from None
     if number < minimum:
-        raise ImproperlyConfigured(f"{name}={value!r}: use {minimum} or more")
+        raise WrongSetting(f"{name}={value!r}: use {minimum} or more")
     return number
 
 
@@ -54,14 +61,14 @@ def seconds(name: str, default: float) -> float:
     except ValueError:
         number = -1.0
     if not 0 <= number < float("inf"):
-        raise ImproperlyConfigured(f"{name}={value!r}: use a number of seconds, 0 or more")
+        raise WrongSetting(f"{name}={value!r}: use a number of seconds, 0 or more")
     return number
 
 
 def share(name: str, default: float) -> float:
     value = seconds(name, default)
     if value > 1:
-        raise ImproperlyConfigured(f"{name}={value}: use a number from 0 to 1")
+        raise WrongSetting(f"{name}={value}: use a number from 0 to 1")
     return value
 
 
@@ -72,7 +79,7 @@ def pairs(name: str) -> list[tuple[str, str]]:
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
             # Without the value, which may be a secret.
-            raise ImproperlyConfigured(f"{name}: write it like name=value,name=value")
+            raise WrongSetting(f"{name}: write it like name=value,name=value")
         found.append((key.strip().lower(), unquote(value.strip())))
     return found
 
@@ -82,14 +89,14 @@ def choice(name: str, default: str, choices: tuple[str, ...]) -> str:
     for known in choices:
         if value.lower() == known.lower():
             return known
-    raise ImproperlyConfigured(f"{name}={value!r}: use {', '.join(choices[:-1])} or {choices[-1]}")
+    raise WrongSetting(f"{name}={value!r}: use {', '.join(choices[:-1])} or {choices[-1]}")
 
 
 def port(name: str, default: int) -> int:
     """0: the system chooses, or none where the setting says so."""
     number = integer(name, default)
     if number > 65535:
-        raise ImproperlyConfigured(f"{name}={number}: use a port from 0 to 65535")
+        raise WrongSetting(f"{name}={number}: use a port from 0 to 65535")
     return number
 
 
@@ -97,7 +104,26 @@ def matching(name: str, default: str, pattern: str, example: str) -> str:
     """A text of a form, e.g. a path. The whole of it must match."""
     value = text(name, default)
     if not re.fullmatch(pattern, value):
-        raise ImproperlyConfigured(f"{name}={value!r}: write it like {example}")
+        raise WrongSetting(f"{name}={value!r}: write it like {example}")
+    return value
+
+
+def time_zone(name: str, default: str) -> str:
+    value = text(name, default)
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise WrongSetting(f"{name}={value!r}: use a name such as Europe/Berlin or UTC") from None
+    return value
+
+
+def url(name: str, default: str = "") -> str:
+    """Without a slash at its end."""
+    value = text(name, default).rstrip("/")
+    try:
+        urlsplit(value)
+    except ValueError:
+        raise WrongSetting(f"{name}={value!r}: write it like https://gateway.example") from None
     return value
 
 
@@ -110,7 +136,7 @@ def networks(name: str, default: str = "", besides: str = "") -> tuple[IPv4Netwo
     try:
         return tuple(ip_network(item) for item in items(name, default) if item != besides)
     except ValueError as exc:
-        raise ImproperlyConfigured(f"{name}: {exc}") from None
+        raise WrongSetting(f"{name}: {exc}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +152,14 @@ class MailServer:
 def mail_server(name: str) -> MailServer:
     """`smtp://host`, `smtp+tls://user:password@host:587` (STARTTLS) or `smtps://user:password@host` (TLS)."""
     ports = {"smtp": 25, "smtp+tls": 587, "smtps": 465}
-    parts = urlsplit(text(name))
     try:
+        parts = urlsplit(text(name))
         port = parts.port or ports[parts.scheme]
     except (KeyError, ValueError):
         # Without the value: it holds a password.
-        raise ImproperlyConfigured(f"{name}: use smtp://, smtp+tls:// or smtps://user:password@host:port") from None
+        raise WrongSetting(f"{name}: use smtp://, smtp+tls:// or smtps://user:password@host:port") from None
     if not parts.hostname:
-        raise ImproperlyConfigured(f"{name}: it names no host")
+        raise WrongSetting(f"{name}: it names no host")
     return MailServer(
         parts.hostname,
         port,
@@ -153,10 +179,15 @@ def kept_secret(name: str, directory: Path) -> str:
         return path.read_text(encoding="ascii")
     except FileNotFoundError:
         pass
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise WrongSetting(f"{name}: {str(path)!r}, where it is kept: {exc.strerror}") from None
     # Written beside and linked: of several processes that start at once, one wins and all read the same value.
     draft = path.with_suffix(f".{os.getpid()}")
-    draft.touch(mode=0o600)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft.touch(mode=0o600)
+    except OSError as exc:
+        raise WrongSetting(f"DATA_DIR={str(directory)!r}: {exc.strerror}. Name a directory to write into") from None
     draft.write_text(secrets.token_urlsafe(48), encoding="ascii")
     try:
         os.link(draft, path)

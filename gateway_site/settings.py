@@ -8,9 +8,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import dj_database_url
-from django.core.exceptions import ImproperlyConfigured
 
 from gateway_site import environment as env
+from gateway_site.environment import WrongSetting
 from proxy.config_json import reading as config_json
 from proxy.configuration import Configuration
 from proxy.cors import check_patterns
@@ -25,7 +25,7 @@ CONFIG_FILE = env.text("CONFIG_FILE") or (str(_MOUNTED) if _MOUNTED.exists() els
 try:
     CONFIG_JSON = config_json.without_keys(config_json.read(CONFIG_FILE) if CONFIG_FILE else config_json.ConfigJson())
 except config_json.BadConfig as exc:
-    raise ImproperlyConfigured(f"CONFIG_FILE={CONFIG_FILE!r}: {exc}") from None
+    raise WrongSetting(f"CONFIG_FILE={CONFIG_FILE!r}: {exc}") from None
 _FILE = config_json.defaults_of(CONFIG_JSON)
 
 DEBUG = env.flag("DEBUG", False)
@@ -40,8 +40,8 @@ HOST = _FILE.host
 # Of the pages, on the address of the gateway; 0: they are on the gateway's own port. `serve --admin-port` is the same.
 ADMIN_PORT = env.port("ADMIN_PORT", 0)
 # Where people open the pages; and where apps call, if that is elsewhere (tenants/snippets.py).
-SITE_URL = env.text("SITE_URL", f"http://localhost:{ADMIN_PORT or PORT}").rstrip("/")
-API_URL = env.text("API_URL").rstrip("/")
+SITE_URL = env.url("SITE_URL", f"http://localhost:{ADMIN_PORT or PORT}")
+API_URL = env.url("API_URL")
 HTTPS = SITE_URL.startswith("https://")
 # The address that people use is ours, and so are its forms, whatever a proxy that ends TLS makes of them.
 _OWN = urlsplit(SITE_URL)
@@ -120,7 +120,11 @@ TEMPLATES = [
 
 def database(url: str) -> dict[str, object]:
     """Django's DATABASES entry for a URL, with the timeouts that keep a hung database from hanging us."""
-    parsed = dict(dj_database_url.parse(url, conn_max_age=60, conn_health_checks=True))
+    try:
+        parsed = dict(dj_database_url.parse(url, conn_max_age=60, conn_health_checks=True))
+    except ValueError:
+        # Without the value, which may hold a password.
+        raise WrongSetting("DATABASE_URL: use sqlite:///… or postgres://user:password@host/name") from None
     options = parsed.setdefault("OPTIONS", {})
     if parsed["ENGINE"] == "django.db.backends.sqlite3":
         parsed["ENGINE"] = "django_prometheus.db.backends.sqlite3"
@@ -138,7 +142,7 @@ def database(url: str) -> dict[str, object]:
         # Milliseconds without an acknowledgement after which a dead server's socket fails.
         options.setdefault("tcp_user_timeout", 15000)
     else:
-        raise ImproperlyConfigured("DATABASE_URL: use sqlite:///… or postgres://…")
+        raise WrongSetting("DATABASE_URL: use sqlite:///… or postgres://…")
     return parsed
 
 
@@ -228,7 +232,7 @@ MFA_TOTP_ISSUER = "Ollama Gateway"
 MFA_WEBAUTHN_ALLOW_INSECURE_ORIGIN = not HTTPS
 
 # One OpenID Connect provider. New people from there need an invitation, or a tenant that they all join.
-OIDC_ISSUER = env.text("OIDC_ISSUER").rstrip("/")
+OIDC_ISSUER = env.url("OIDC_ISSUER")
 OIDC_NAME = env.text("OIDC_NAME", "Single sign-on")
 OIDC_AUTO_TENANT = env.text("OIDC_AUTO_TENANT")
 SOCIALACCOUNT_ADAPTER = "tenants.oidc.SocialAccountAdapter"
@@ -261,7 +265,7 @@ EMAIL_TIMEOUT = 10
 DEFAULT_FROM_EMAIL = SERVER_EMAIL = env.text("EMAIL_FROM", f"ollama-gateway@{urlsplit(SITE_URL).hostname}")
 
 # Days of the daily roll-up and of calendar limits begin at midnight here.
-TIME_ZONE = env.text("TIME_ZONE", "UTC")
+TIME_ZONE = env.time_zone("TIME_ZONE", "UTC")
 USE_TZ = True
 LANGUAGE_CODE = "en-us"
 USE_I18N = False
@@ -318,7 +322,7 @@ CORS_ORIGINS = tuple(env.items("CORS_ORIGINS") + env.items("OLLAMA_ORIGINS"))
 try:
     check_patterns(CORS_ORIGINS)
 except ValueError as exc:
-    raise ImproperlyConfigured(f"CORS_ORIGINS or OLLAMA_ORIGINS: {exc}") from None
+    raise WrongSetting(f"CORS_ORIGINS or OLLAMA_ORIGINS: {exc}") from None
 
 # Several workers count limits together in Redis; without it they may run only where that is accepted.
 LIMITS_PER_WORKER = env.flag("LIMITS_PER_WORKER", False)
@@ -331,7 +335,9 @@ GATEWAY = Configuration(
     spool_max_bytes=env.integer("SPOOL_MAX_BYTES", 1 << 30, minimum=1 << 20),
     key_pepper=KEY_PEPPER,
     key_pepper_fallbacks=tuple(KEY_PEPPER_FALLBACKS),
-    auth_header=env.text("AUTH_HEADER", _FILE.auth_header).lower().encode("ascii"),
+    auth_header=env.matching("AUTH_HEADER", _FILE.auth_header, r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", "X-API-Key")
+    .lower()
+    .encode("ascii"),
     trusted_proxies=TRUSTED_PROXIES,
     trusts_unix=TRUSTS_UNIX,
     time_zone=TIME_ZONE,
@@ -362,7 +368,7 @@ GATEWAY = Configuration(
     otel_headers=tuple(env.pairs("OTEL_EXPORTER_OTLP_HEADERS")),
     otel_service=env.text("OTEL_SERVICE_NAME", "ollama-gateway"),
     otel_ratio=env.share("OTEL_TRACES_SAMPLER_ARG", 1.0),
-    site_url=env.text("SITE_URL").rstrip("/"),
+    site_url=env.url("SITE_URL"),
     cors_origins=CORS_ORIGINS,
     host_names=tuple(ALLOWED_HOSTS),
     cache_policy=env.choice("CACHE_POLICY", "off", ("off", "deterministic", "all")),

@@ -7,7 +7,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
 # Readers whose second argument is the default.
-WITH_DEFAULT = {"text", "flag", "integer", "seconds", "items", "networks", "choice", "port", "matching"}
+WITH_DEFAULT = {
+    "text",
+    "flag",
+    "integer",
+    "seconds",
+    "items",
+    "networks",
+    "choice",
+    "port",
+    "matching",
+    "url",
+    "time_zone",
+}
 UNKNOWN = object()
 
 

@@ -1,10 +1,15 @@
 """The console script `ollama-gateway`: its own words for commands of manage.py, and what it does without settings."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import get_commands
 
 from gateway_site import cli
@@ -94,3 +99,37 @@ def test_backends_are_listed_with_what_is_known_of_them():
         "gpu2 http://10.0.0.6:11434 1 slots drained Switched off: it gets no new calls.",
     ]
     assert json.dumps(run_json("list_backends")["backends"][0]["slots"]) == "2"
+
+
+WRONG = [
+    ("PORT", "abc", "serve"),
+    ("CACHE_POLICY", "foo", "migrate"),
+    ("DEBUG", "yes", "list_keys"),
+    ("TIME_ZONE", "Europe/Nowhere", "doctor"),
+    ("DATABASE_URL", "mail://user:secret@host", "check"),
+    ("SITE_URL", "http://[::1", "list_backends"),
+    ("DATA_DIR", "/proc/nowhere", "create_admin"),
+]
+SCRIPT = "import sys; from gateway_site import cli; sys.exit(cli.main(sys.argv[1:]))"
+
+
+@pytest.mark.parametrize("program", [["manage.py"], ["-c", SCRIPT]], ids=["manage.py", "ollama-gateway"])
+@pytest.mark.parametrize(("name", "value", "command"), WRONG)
+def test_a_setting_that_cannot_be_is_one_line_whatever_the_command(program, name, value, command, tmp_path):
+    environment = {**os.environ, "DATA_DIR": str(tmp_path), name: value}
+    words = [sys.executable, *program, command]
+    done = subprocess.run(
+        words, cwd=settings.BASE_DIR, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf"Refused: {name}\b.*\n", done.stderr), done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_a_mistake_of_our_own_keeps_its_traceback(monkeypatch):
+    def broken(words):
+        raise ImproperlyConfigured("of a library")
+
+    monkeypatch.setattr("django.core.management.execute_from_command_line", broken)
+    with pytest.raises(ImproperlyConfigured, match="of a library"):
+        cli.main(["serve"])

@@ -1,0 +1,24 @@
+"""Django's command line, of manage.py and of the console script: a setting that cannot be is one line there."""
+
+import os
+import sys
+
+from gateway_site.environment import WrongSetting
+
+REFUSED = 1
+
+
+def execute(words: list[str]) -> int:
+    """Runs the command that `words` name, the program's own name first; the exit code. Most commands do not return."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway_site.settings")
+    from django.conf import settings
+    from django.core.management import execute_from_command_line
+
+    try:
+        # Loads them. Later a mistake in them would be a traceback, or an unknown command.
+        settings.INSTALLED_APPS  # noqa: B018
+    except WrongSetting as exc:
+        print(f"Refused: {exc}", file=sys.stderr)
+        return REFUSED
+    execute_from_command_line(words)
+    return 0
