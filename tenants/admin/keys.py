@@ -1,6 +1,6 @@
 """API keys: made, shown once, switched, rotated, revoked. Never deleted."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django import forms
@@ -23,6 +23,12 @@ TONES = {"active": "ok", "disabled": "warn", "expired": "off", "revoked": "bad"}
 
 
 class ApiKeyForm(forms.ModelForm):
+    def clean_expires_at(self) -> datetime | None:
+        at = self.cleaned_data["expires_at"]
+        if at is not None and at <= timezone.now() and "expires_at" in self.changed_data:
+            raise ValidationError("That moment has passed: the key would never work.")
+        return at
+
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean()
         tenant, user = cleaned.get("tenant"), cleaned.get("user")

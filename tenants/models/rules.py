@@ -227,9 +227,13 @@ class Limit(Audited):
             if (name == self.scope) != (value is not None):
                 verb = "Choose the" if name == self.scope else "Leave empty: the scope is not the"
                 raise ValidationError({name: f"{verb} {name}."})
+        if self.managed_by_id and self.scope in (self.Scope.DEFAULT, self.Scope.ADDRESS):
+            raise ValidationError(
+                {"scope": f"Owners of {self.managed_by} made it: it stays for a tenant, user or key."}
+            )
         if (self.metric == self.Metric.CONCURRENT) != (self.window == self.Window.NONE):
             raise ValidationError({"window": "Concurrent calls have no window, every other metric has one."})
-        if (self.window == self.Window.SECONDS) != bool(self.window_seconds):
+        if self.window_seconds == 0 or (self.window == self.Window.SECONDS) != bool(self.window_seconds):
             raise ValidationError({"window_seconds": "Give a number of seconds for a rolling window, and only there."})
         calendar = (self.Window.HOUR, self.Window.DAY, self.Window.MONTH)
         if self.alert and (self.window not in calendar or self.scope == self.Scope.ADDRESS):
