@@ -501,6 +501,7 @@ class GatewayProtocol(HttpToolsProtocol):
         websocket.data_received(b"".join(lines))
         self.transport.set_protocol(WebSocketConnection(websocket, self.all, self.caller))
         self.parser = None  # type: ignore[assignment]
+        self.deaf = True  # what is left of this read came too early, see WebSocketConnection
 
     # Flow
 
@@ -606,14 +607,19 @@ class GatewayProtocol(HttpToolsProtocol):
 class WebSocketConnection(asyncio.Protocol):
     """A connection that uvicorn's WebSocket protocol has taken over; it still counts against the caps."""
 
-    def __init__(self, websocket: asyncio.Protocol, connections: Connections, caller: str | None) -> None:
+    def __init__(self, websocket: Any, connections: Connections, caller: str | None) -> None:
         self.websocket = websocket
         self.connections = connections
         self.caller = caller
-        self.data_received = websocket.data_received  # type: ignore[method-assign]
         self.eof_received = websocket.eof_received  # type: ignore[method-assign]
         self.pause_writing = websocket.pause_writing  # type: ignore[method-assign]
         self.resume_writing = websocket.resume_writing  # type: ignore[method-assign]
+
+    def data_received(self, data: bytes) -> None:
+        # A client must wait for the answer to its handshake (RFC 6455 §4.1). What comes before it is dropped:
+        # uvicorn's protocol fails on frames that it cannot refuse by one of its own.
+        if self.websocket.handshake_complete:
+            self.websocket.data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.release(self.caller)

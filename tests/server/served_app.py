@@ -88,12 +88,23 @@ async def control(scope, send):
 
 async def application(scope, receive, send):
     path = scope["path"]
+    if scope["type"] == "websocket":
+        await accept_when_released(scope, receive, send)
+        return
     if path.startswith("/_"):
         await control(scope, send)
         return
     diary.note("request", **facts_of(scope))
     scope["extensions"]["gateway.disconnect"](lambda: diary.note("callback", path=path))
     await ROUTES.get(path, echo)(scope, receive, send)
+
+
+async def accept_when_released(scope, receive, send):
+    await receive()
+    diary.note("handshake", path=scope["path"])
+    await diary.released.wait()
+    await send({"type": "websocket.accept"})
+    await receive()
 
 
 async def echo(scope, receive, send):

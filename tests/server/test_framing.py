@@ -261,6 +261,23 @@ def test_n4_upgrade_without_connection_is_an_ordinary_request(server):
     assert accepted(server, POST + b"Upgrade: h2c\r\nContent-Length: 4\r\n\r\nabcd")["body"] == "abcd"
 
 
+HANDSHAKE = (
+    b"GET /ws/live HTTP/1.1\r\nHost: t\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(("with_it", "after_it"), [(0, 0), (100, 0), (6000, 0), (0, 100), (6000, 6000)])
+def test_n4_bytes_before_the_answer_to_a_websocket_handshake_do_no_harm(server, with_it, after_it):
+    with server.wire() as wire:
+        wire.send(HANDSHAKE + b"x" * with_it)
+        server.saw("handshake", "/ws/live")
+        wire.send(b"x" * after_it)
+        server.ask("/_release")
+        assert wire.until(b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
+    assert not [line for line in server.errors if "Traceback" in line or "Fatal" in line]
+
+
 def test_n8_header_block(server):
     answer = refused(server, GET + b"Host: t\r\nX: " + b"a" * 33_000 + b"\r\n\r\n", 431)
     assert answer.headers["x-gateway-error"] == "headers_too_large"

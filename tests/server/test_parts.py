@@ -114,6 +114,7 @@ class FakeWebSocket(asyncio.Protocol):
     def __init__(self, config, server_state, app_state):
         self.data = b""
         self.lost = False
+        self.handshake_complete = False
 
     def connection_made(self, transport):
         self.transport = transport
@@ -150,11 +151,25 @@ async def test_websocket_handshakes_are_handed_over(connections):
     )
     # It still has its place among the connections, until it ends.
     assert connections.by_address == {"192.0.2.1": 1}
+    taken.websocket.handshake_complete = True
     taken.data_received(b"frame")
     assert taken.websocket.data.endswith(b"frame")
     taken.connection_lost(None)
     assert taken.websocket.lost
     assert connections.by_address == {}
+
+
+@pytest.mark.parametrize("size", [1, 4000, 6000, 100_000])
+async def test_n4_what_comes_before_the_answer_to_a_websocket_handshake_is_dropped(connections, size):
+    protocol = connect(connections, FakeWebSocket)
+    protocol.data_received(HANDSHAKE + b"x" * size)
+    taken = protocol.transport.protocol
+    taken.data_received(b"x" * size)
+    assert taken.websocket.data.endswith(b"sec-websocket-version: 13\r\n\r\n")
+    assert len(protocol.backlog) == 0
+    taken.websocket.handshake_complete = True
+    taken.data_received(b"frame")
+    assert taken.websocket.data.endswith(b"13\r\n\r\nframe")
 
 
 async def test_n4_websockets_elsewhere_or_without_their_library_are_refused(connections):
