@@ -21,6 +21,7 @@ from django.urls import path as at  # noqa: E402
 from django.urls import re_path  # noqa: E402
 
 from gateway_site.daphne_server import answers  # noqa: E402
+from gateway_site.page_places import NoPlace, Places  # noqa: E402
 from proxy import door  # noqa: E402
 from proxy.client import Receive, Scope, Send  # noqa: E402
 from proxy.consumers import GatewayConsumer  # noqa: E402
@@ -37,6 +38,9 @@ gateway = Runtime(settings.GATEWAY)
 atexit.register(gateway.close_at_exit)
 calls = GatewayConsumer.as_asgi(runtime=gateway)
 pages = get_asgi_application()
+# Seconds, and pages at a time.
+PAGE_PATIENCE, PAGES_AT_ONCE = 15.0, 4
+people = Places(pages, PAGES_AT_ONCE, PAGE_PATIENCE)
 
 
 # All that the port for metrics answers.
@@ -47,6 +51,7 @@ SHUT_OUT = (
     "This address is shut out by an IP rule of the gateway.\n"
     "Locked out by mistake? The pages open on the machine itself, and at its shell: manage.py remove_ip_rule\n"
 )
+TOO_BUSY = "The gateway works on as many pages as it can. Try again in a moment. Calls are not concerned.\n"
 RULES_UNKNOWN = "The gateway does not know its IP rules yet: its database does not answer. Try again.\n"
 
 
@@ -98,7 +103,13 @@ async def page(path: bytes, scope: Scope, receive: Receive, send: Send) -> None:
                 gateway.worker_reports.refused(gateway.now(), "ip_denied", "")
                 await say(send, 403, SHUT_OUT)
                 return
-    await pages(scope, receive, send)  # type: ignore[arg-type]  # ASGI's events are mappings of any kind
+    if path in ASKED_BY_MACHINES:
+        await pages(scope, receive, send)  # type: ignore[arg-type]  # ASGI's events are mappings of any kind
+        return
+    try:
+        await people(scope, receive, send)
+    except NoPlace:
+        await say(send, 503, TOO_BUSY)
 
 
 def http(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:

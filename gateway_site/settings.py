@@ -121,7 +121,9 @@ TEMPLATES = [
 def database(url: str) -> dict[str, object]:
     """Django's DATABASES entry for a URL, with the timeouts that keep a hung database from hanging us."""
     try:
-        parsed = dict(dj_database_url.parse(url, conn_max_age=60, conn_health_checks=True))
+        # No connection outlives its request: under ASGI each request has a thread of its own, and with it would be lost
+        # to everybody, until the garbage collector closes it.
+        parsed = dict(dj_database_url.parse(url, conn_max_age=0))
     except ValueError:
         # Without the value, which may hold a password.
         raise WrongSetting("DATABASE_URL: use sqlite:///… or postgres://user:password@host/name") from None

@@ -136,7 +136,7 @@ def postgres():
 @contextmanager
 def default_connection(url):
     """Has Django work on another database, in this thread, as if it were the one in the settings."""
-    handler = ConnectionHandler({"default": {**database_settings(url), "CONN_MAX_AGE": 0}})
+    handler = ConnectionHandler({"default": database_settings(url)})
     before, connections["default"] = connections["default"], handler["default"]
     ContentType.objects.clear_cache()
     try:

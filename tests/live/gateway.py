@@ -32,7 +32,7 @@ SERVERS = ("uvicorn", "daphne", "bare-daphne", "runserver")
 def use_database(alias: str, url: str) -> None:
     """Makes a database known to the ORM of the test process under an alias."""
     defaults = {name: value for name, value in settings.DATABASES["default"].items() if name != "OPTIONS"}
-    entry = {**defaults, **database_settings(url), "CONN_MAX_AGE": 0, "TEST": {}}
+    entry = {**defaults, **database_settings(url), "TEST": {}}
     connections.databases[alias] = entry
     if alias in connections:
         connections[alias].close()

@@ -6,9 +6,11 @@ import os
 import resource
 import subprocess
 import time
+from collections import Counter
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
+import httpx
 import psutil
 import psycopg
 import pytest
@@ -283,6 +285,36 @@ async def test_s3_s4_a_thousand_calls_that_end_at_once(make_gateway, fake, datab
     log = gateway.log().lower()
     assert "locked" not in log
     assert "stay in the spool" not in log
+
+
+async def test_s4_pages_by_the_hundred_keep_no_connection(make_gateway, fake, postgres, postgres_url, capsys):
+    """Of strangers: whoever is not signed in sees this page."""
+    gateway = await started(make_gateway, fake, database_url=postgres_url)
+    most, statuses = 0, Counter()
+    async with gateway.client(limits=httpx.Limits(max_connections=200)) as client:
+        asked = [asyncio.create_task(client.get("/account/login/", timeout=60)) for _ in range(400)]
+        while not all(task.done() for task in asked):
+            most = max(most, await asyncio.to_thread(connections_to, postgres, gateway))
+            await asyncio.sleep(0.05)
+        key = {"authorization": f"Bearer {gateway.key}"}
+        statuses.update(task.result().status_code for task in asked)
+        assert (await client.post("/api/chat", headers=key, json=chat(stream=False))).status_code == 200
+        # A client that does not send what it announced keeps no place from others.
+        slow = [await asyncio.open_connection("127.0.0.1", gateway.port) for _ in range(12)]
+        for _, writer in slow:
+            writer.write(b"POST /account/login/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx")
+        assert (await client.get("/account/login/")).status_code == 200
+        for _, writer in slow:
+            writer.close()
+    with capsys.disabled():
+        print(f"\n  400 pages at once: {dict(statuses)}, at most {most} connections", end=" ")
+    assert statuses[200] >= 50
+    assert set(statuses) <= {200, 503}
+    assert most <= 10
+    async with asyncio.timeout(30):
+        while await asyncio.to_thread(connections_to, postgres, gateway) > 5:
+            await asyncio.sleep(0.1)
+    assert "too many clients" not in gateway.log()
 
 
 # S5
