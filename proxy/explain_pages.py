@@ -25,6 +25,8 @@ from tenants.rate_limits import client_address, limited
 from tenants.requests import PersonRequest
 
 ENDPOINTS = [path.decode() for path, methods in ROUTES.items() if path != b"/" and {"POST", "GET"} & methods.keys()]
+# What most calls are; and a listing would be answered whatever its model.
+USUAL_ENDPOINT = "/api/chat"
 LONGEST_PREFIX = 16
 PERMISSIONS = ("tenants.view_apikey", "tenants.view_iprule", "tenants.view_limit", "proxy.view_backend")
 
@@ -128,7 +130,7 @@ def asked(
             "key": given.get("key", "")[:PREFIX_LENGTH],
             "model": given.get("model", "")[:500],
             "address": given.get("address", "")[:64] or client_address(request),
-            "endpoint": given.get("endpoint", ENDPOINTS[0]),
+            "endpoint": given.get("endpoint", USUAL_ENDPOINT),
         }
         return {"form": QuestionForm(initial=initial, keys=keys)}
     form = QuestionForm(request.POST, keys=keys)

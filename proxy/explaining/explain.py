@@ -78,7 +78,7 @@ class _Asking:
         if route.kind is Kind.MANAGE:
             self.add("model", "Model", Verdict.UNKNOWN, "What it may do depends on what it asks for.")
         elif route.kind in listings.KINDS:
-            self.add("answer", "Answer", Verdict.PASSES, "The gateway answers by itself; no backend is asked.")
+            self.listing(route)
         else:
             await self.generation(route)
         return self.explanation()
@@ -256,6 +256,20 @@ class _Asking:
         else:
             self.passes("endpoint", "Right", f"The key may call {route.path}.")
 
+    def listing(self, route: Route) -> None:
+        assert self.key is not None
+        asked = self.question.model
+        if asked:
+            text = f"A call of {route.path} names no model: whether one of “{asked}” is answered, this does not say."
+            self.add("model", "Model", Verdict.NOT_ASKED, text)
+        if route.kind is Kind.MODEL:
+            try:
+                listings.model(self.call.parameter, self.world.fleet, self.key, self.world.snapshot)
+            except Refusal as exc:
+                self.refuses("model", "Model", exc)
+                return
+        self.passes("answer", "Answer", "The gateway answers by itself; no backend is asked.")
+
     # What asks a model.
 
     async def generation(self, route: Route) -> None:
@@ -394,14 +408,15 @@ class _Asking:
             self.line()
             return
         self.backend = state.name
-        facts = self.each_backend(state)
+        facts, able = self.each_backend(state), len(fleet.holders(call, time.monotonic()))
         if not self.world.serves:
-            self.add(
-                "backend", "Backend", Verdict.UNKNOWN, f"{len(facts)} could serve it; slots are not known.", facts=facts
-            )
+            text = "Whether one has a free slot is not known."
+            if facts:
+                text = f"{able} of {len(facts)} could serve it; slots are not known."
+            self.add("backend", "Backend", Verdict.UNKNOWN, text, facts=facts)
             return
         why = "it has the model loaded" if name in state.warm else "nobody has the model loaded who is free"
-        shown = f"{state.name} is chosen: {why}, and it has the fewest calls." if len(facts) > 1 else f"{state.name}."
+        shown = f"{state.name} is chosen: {why}, and it has the fewest calls." if able > 1 else f"{state.name}."
         self.passes("backend", "Backend", shown if self.question.for_operator else "One is free.", facts)
 
     def line(self) -> None:

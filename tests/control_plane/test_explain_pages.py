@@ -7,6 +7,7 @@ from django.contrib.auth.models import Permission
 from django.core.management import CommandError, call_command
 from django.urls import reverse
 from django.utils import timezone
+from pytest_django.asserts import assertContains, assertNotContains
 
 from proxy.models import BackendReport, RefusalCount
 from tenants.models import ApiKey, Tenant
@@ -79,6 +80,39 @@ def test_the_command_says_what_is_the_matter(backend):
     said = json.loads(told(key.prefix, "--json"))
     assert (said["status"], said["code"], said["cause"]) == (401, "invalid_key", "key_revoked")
     assert "The client gets 401 invalid_key" in told(key.prefix)
+
+
+@pytest.mark.parametrize("url", [OWN, ADMIN])
+def test_unless_told_otherwise_a_call_that_names_its_model_is_meant(client, backend, url):
+    key = make_key(tenant=make_tenant("acme")).row
+    client.force_login(make_admin() if url == ADMIN else member())
+    page = client.get(url, {"key": key.prefix, "model": "nope"})
+    assert page.context["form"].initial["endpoint"] == "/api/chat"
+    assertContains(page, '<option value="/api/chat" selected>')
+    assertContains(ask(client, url, key=key.prefix, model="nope"), "The client gets 404")
+
+
+def test_who_names_a_model_for_a_listing_is_told_that_it_plays_no_part(client, backend):
+    key = make_key().row
+    client.force_login(make_admin())
+    fields = {"key": key.prefix, "endpoint": "/api/version"}
+    assertContains(ask(client, ADMIN, model="nope", **fields), "A call of /api/version names no model")
+    assertNotContains(ask(client, ADMIN, model="", **fields), "names no model")
+
+
+@pytest.mark.parametrize(("model", "code"), [("llama3.2", ""), ("nope", "model_not_found")])
+def test_the_model_in_a_path_is_judged(backend, model, code):
+    key = make_key().row
+    said = json.loads(told(key.prefix, "--model", "", "--endpoint", f"/v1/models/{model}", "--json"))
+    assert (said["status"], said["code"]) == (404 if code else None, code)
+
+
+def test_backends_that_could_not_serve_it_are_not_counted_among_those_that_could(backend):
+    gone = make_backend("gpu2")
+    BackendReport.objects.create(backend=gone, state="down", updated_at=timezone.now(), models=[], warm=[])
+    text = told(make_key().row.prefix)
+    assert "Backend: 1 of 2 could serve it; slots are not known." in text
+    assert "gpu2: does not answer." in text
 
 
 @pytest.mark.parametrize(("options", "text"), [
