@@ -299,9 +299,15 @@ class Dispatch:
         call, fleet = self.call, self.runtime.fleet
         assert call.model is not None
         if answer.status == 404:
-            fleet.lacks(state, call.model.served.canonical)
-            if self._may_go_elsewhere(tried, "lacks_model"):
+            refusal = await refusal_of(answer, call)
+            # It may have lost the model; an older server, or another kind, lacks the route, and serves other calls.
+            lost = "model" in refusal.message.lower()
+            if lost:
+                fleet.lacks(state, call.model.served.canonical)
+            if self._may_go_elsewhere(tried, "lacks_model" if lost else "lacks_route"):
                 return False
+            state.breaker.succeeded()
+            raise refusal
         if answer.status == 503:
             # Busy is no fault. Warm models go on; what would have to be loaded had better wait.
             state.busy_until = time.monotonic() + 1.0

@@ -13,6 +13,7 @@ from django.urls import URLPattern, path
 from django.utils import timezone
 from django.views.decorators.http import require_safe
 
+from proxy.fleet.state import SMALLEST_DEFAULT_CONTEXT
 from proxy.model_names import InvalidModelName, parse
 from proxy.models import Backend, BackendReport, ModelAlias
 from proxy.offers import Offer, allowed, offers
@@ -93,6 +94,7 @@ def lines(offered: Iterable[Offer], reports: Sequence[BackendReport]) -> Iterato
     pinned = policies()
     targets = dict(ModelAlias.objects.filter(enabled=True).values_list("pattern", "model"))
     installed = {report.backend.name: {item["name"]: item for item in report.models} for report in reports}
+    contexts = {report.backend.name: report.backend.context_length for report in reports}
     loaded = {report.backend.name: {item["name"]: item for item in report.warm} for report in reports}
     for offer in offered:
         served = _served(offer.name, targets) if not any(offer.name in of for of in installed.values()) else offer.name
@@ -100,7 +102,8 @@ def lines(offered: Iterable[Offer], reports: Sequence[BackendReport]) -> Iterato
         warm = {backend: loaded[backend][served] for backend in found if served in loaded[backend]}
         item: Mapping[str, Any] = next(iter(found.values()), {})
         policy = next((policy for policy in pinned if fnmatchcase(served, policy.pattern)), NO_POLICY)
-        warm_context = max((each["context"] for each in warm.values()), default=0)
+        trained = item.get("context", 0)
+        given = max((policy.num_ctx or _context(contexts[each], warm.get(each)) for each in found), default=0)
         yield ModelLine(
             offer.name,
             served if served != offer.name else "",
@@ -109,11 +112,16 @@ def lines(offered: Iterable[Offer], reports: Sequence[BackendReport]) -> Iterato
             item.get("size", 0),
             item.get("parameters", ""),
             item.get("quantization", ""),
-            item.get("context", 0),
-            policy.num_ctx or warm_context,
+            trained,
+            min(given, trained) if trained else given,
             tuple(Place(backend, warm[backend]["vram"] if backend in warm else None) for backend in found),
             price_tags(prices, served, list(found), now),
         )
+
+
+def _context(configured: int | None, loaded: Mapping[str, Any] | None) -> int:
+    """Tokens that a call gets on a backend, as BackendState.context_of."""
+    return (loaded["context"] if loaded else 0) or configured or SMALLEST_DEFAULT_CONTEXT
 
 
 def price_tags(prices: Sequence[PriceRow], model: str, backends: Sequence[str], now: datetime) -> tuple[PriceTag, ...]:

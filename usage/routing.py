@@ -8,6 +8,7 @@ from typing import Any
 FAILURES = {
     "unreachable": "could not be reached",
     "lacks_model": "did not have the model any more",
+    "lacks_route": "does not know this kind of call",
     "busy": "was busy",
 }
 

@@ -33,7 +33,10 @@ class Line(BaseModel):
     estimated: int
     prompt_tokens: int
     completion_tokens: int
-    cost: Annotated[str, Field(description="Of the requests that had a price, in units of the currency.")]
+    cost: Annotated[
+        str | None,
+        Field(description="Of the requests that had a price, in units of the currency; null where none had: not 0."),
+    ]
     unpriced: int
 
 
@@ -98,6 +101,6 @@ def _line(label: str, totals: reports.Totals, key: str | None = None) -> dict[st
         "estimated": totals.estimated,
         "prompt_tokens": totals.prompt_tokens,
         "completion_tokens": totals.completion_tokens,
-        "cost": money.shown(totals.cost_nano),
+        "cost": money.shown(totals.cost_nano) if totals.unpriced < totals.requests or not totals.requests else None,
         "unpriced": totals.unpriced,
     }

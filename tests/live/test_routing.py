@@ -221,6 +221,17 @@ async def test_b1_what_is_busy_or_lacks_the_model_is_asked_once_and_then_the_nex
     assert (record.outcome, record.attempts, record.backend) == ("ok", 2, "two")
 
 
+async def test_b1_a_backend_that_lacks_the_route_goes_on_serving_the_model(gateway, one, two, model):
+    """As older servers do, and other kinds of them. One tenant's call must not take the backend from all others."""
+    await warm_at_one(gateway, one, model)
+    one.faults(path="/api/chat", model=model, status=404, error="404 page not found", times=1)
+    answer = await chat(gateway, model)
+    assert served_by(answer) == "two"
+    assert json.loads((await the_record(gateway, answer)).routing)["failed"] == [["one", "lacks_route"]]
+    after = await the_record(gateway, await chat(gateway, model))
+    assert json.loads(after.routing)["of"] == 2
+
+
 async def test_b1_a_refused_connection_goes_to_the_next(gateway, one, two, model):
     await warm_at_one(gateway, one, model)
     await one.switch(refuse_connections=True, drop_connections=True)

@@ -71,6 +71,10 @@ def test_b9_texts_are_bounded_and_hostile_ones_take_no_time():
         ("could not decode b'my secret'", "could not decode b …"),
         ("bad line:\rmy secret", "bad line: …"),
         ("[my secret]", " …"),
+        ('{"error":{"code":500,"message":"image input is not supported","type":"x"}}', "image input is not supported"),
+        ('{"error":"no slot for \\"my secret\\""}', "no slot for …"),
+        ('{"error":{"message":{"prompt":"my secret"}}}', " …"),
+        ('{"my secret":', " …"),
         ("a" * 300, "a" * 200 + " …"),
     ],
 )

@@ -90,7 +90,7 @@ def backend_words(record: UsageRecord, routing: Routing) -> list[str]:
         if record.outcome in (Outcome.CACHED, Outcome.COALESCED):
             return [f"No backend worked for it alone.{' It costs nothing.' if _is_free(record) else ''}"]
         return ["No backend answered it."]
-    found = [f"{record.backend} answered it."]
+    found = [f"{record.backend} answered it." if record.outcome in SUCCESSES else f"It was sent to {record.backend}."]
     if record.attempts > 1:
         others = record.attempts - 1
         found.append(
