@@ -12,7 +12,7 @@ class Outcome(models.TextChoices):
 
     OK = "ok"
     FAILED = "failed"
-    CANCELLED = "cancelled", "cancelled by the client"
+    CANCELLED = "cancelled", "cancelled"
     CUT = "cut", "cut: key or right withdrawn"
     TIMEOUT = "timeout"
     INTERRUPTED = "interrupted", "interrupted: the gateway died"
