@@ -170,6 +170,39 @@ def save_what_changed(obj: Model, form: Any, *beside: str) -> None:
         obj.save(update_fields=names)
 
 
+class AskingForm(forms.ModelForm):
+    """Where what it would save stops calls or throws something away, it is saved after a yes."""
+
+    confirmed = forms.BooleanField(label="Do it all the same", required=False, widget=forms.HiddenInput)
+
+    def what_it_does(self) -> str:
+        """What to ask about; "" if there is nothing to ask."""
+        raise NotImplementedError
+
+    def switches_off(self, name: str) -> bool:
+        """Whether it unticks this field of a row that is there."""
+        return self.instance.pk is not None and name in self.changed_data and not self.cleaned_data[name]
+
+    def _post_clean(self) -> None:
+        super()._post_clean()  # type: ignore[misc]
+        if not self.errors and (question := self.what_it_does()):
+            self.fields["confirmed"].widget = forms.CheckboxInput()
+            if not self.cleaned_data.get("confirmed"):
+                self.add_error("confirmed", f"{question} Tick this box if that is what you want, and save again.")
+
+
+class AskingAdmin(admin.ModelAdmin):
+    """With an AskingForm, whose question stands above the fields."""
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        (title, first), *others = super().get_fieldsets(request, obj)
+        asks = self.has_add_permission(request) if obj is None else self.has_change_permission(request, obj)
+        form = getattr(self, "add_form", self.form) if obj is None else self.form  # Django's, of users
+        if not asks or "confirmed" not in form.base_fields:
+            return [(title, first), *others]
+        return [(title, {**first, "fields": ["confirmed", *first["fields"]]}), *others]
+
+
 # Actions.
 
 

@@ -11,7 +11,7 @@ from django.template.response import TemplateResponse
 from proxy import cache_report
 from proxy.admin.one_row import OneRowAdmin
 from proxy.models import CachePurge, CacheSettings, CacheUse
-from tenants.administering import ReadOnlyAdmin, ask
+from tenants.administering import AskingAdmin, AskingForm, ReadOnlyAdmin, ask
 from tenants.models import Tenant
 
 
@@ -24,10 +24,18 @@ class CacheSettingsAdmin(OneRowAdmin):
     fields = ["policy", "ttl_seconds", "charges"]
 
 
+class CachePurgeForm(AskingForm):
+    def what_it_does(self) -> str:
+        if self.instance.tenant_id or self.instance.model:
+            return ""
+        return "No tenant and no model is chosen: all answers that are kept for anybody are thrown away."
+
+
 @admin.register(CachePurge)
-class CachePurgeAdmin(admin.ModelAdmin):
+class CachePurgeAdmin(AskingAdmin):
     """Adding one is what purges."""
 
+    form = CachePurgeForm
     purpose = "Kept answers that were thrown away. Add one to throw away those of a tenant, of a model, or all."
     list_display = ["at", "what", "by"]
     list_select_related = ["tenant"]

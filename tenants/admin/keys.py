@@ -14,7 +14,16 @@ from django.utils import timezone
 from django.utils.safestring import SafeString
 
 from tenants import shown_once
-from tenants.administering import apply, ask, badge, moment, save_what_changed, showing_secret
+from tenants.administering import (
+    AskingAdmin,
+    AskingForm,
+    apply,
+    ask,
+    badge,
+    moment,
+    save_what_changed,
+    showing_secret,
+)
 from tenants.authority import BOUNDS, switched
 from tenants.keys import RotatedMeanwhile, issue, rotate_key, rotation_of
 from tenants.models import ApiKey, Authority
@@ -22,7 +31,12 @@ from tenants.models import ApiKey, Authority
 TONES = {"active": "ok", "disabled": "warn", "expired": "off", "revoked": "bad"}
 
 
-class ApiKeyForm(forms.ModelForm):
+class ApiKeyForm(AskingForm):
+    def what_it_does(self) -> str:
+        if self.instance.revoked_at or not self.switches_off("enabled"):
+            return ""
+        return "Its calls are refused, and those that run are cut, until an administrator switches it on again."
+
     def clean_expires_at(self) -> datetime | None:
         at = self.cleaned_data["expires_at"]
         if at is not None and at <= timezone.now() and "expires_at" in self.changed_data:
@@ -70,7 +84,7 @@ class KeyState(admin.SimpleListFilter):
 
 
 @admin.register(ApiKey)
-class ApiKeyAdmin(admin.ModelAdmin):
+class ApiKeyAdmin(AskingAdmin):
     """Adding shows the clear text once. Keys are revoked, not deleted."""
 
     purpose = "What calls are made with."

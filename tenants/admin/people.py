@@ -6,6 +6,7 @@ from django import forms
 from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
+from django.contrib.auth.forms import UserChangeForm
 from django.core.exceptions import ValidationError
 from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -18,6 +19,8 @@ from tenants import invitations, memberships, shown_once
 from tenants.administering import (
     Archived,
     ArchivingAdmin,
+    AskingAdmin,
+    AskingForm,
     ReadOnlyAdmin,
     apply,
     ask,
@@ -54,7 +57,7 @@ def say_keys_off(model_admin: admin.ModelAdmin, request: HttpRequest, settled: m
         model_admin.message_user(request, text, messages.WARNING)
 
 
-class WithMemberships(admin.ModelAdmin):
+class WithMemberships(AskingAdmin):
     """A form with memberships below it. `side`: what its rows are to a membership."""
 
     side: str
@@ -71,8 +74,17 @@ class WithMemberships(admin.ModelAdmin):
         say_keys_off(self, request, settled)
 
 
+class TenantForm(AskingForm):
+    def what_it_does(self) -> str:
+        if self.instance.archived_at or not self.switches_off("enabled"):
+            return ""
+        keys = plural(self.instance.keys.usable().count(), "usable key")
+        return f"All its keys stop working at once ({keys}), and calls that run are cut."
+
+
 @admin.register(Tenant)
 class TenantAdmin(WithMemberships, ArchivingAdmin):
+    form = TenantForm
     side = "tenant"
     purpose = "Teams or customers: what keys belong to, and what limits and bills are about."
     list_display = ["name", "state", "people", "usable_keys", "created_at"]
@@ -134,10 +146,19 @@ class TenantAdmin(WithMemberships, ArchivingAdmin):
         return apply(self, request, queryset.filter(enabled=False), "Switched on", enabled=True)
 
 
+class UserForm(AskingForm, UserChangeForm):
+    def what_it_does(self) -> str:
+        if not self.switches_off("is_active"):
+            return ""
+        keys = plural(self.instance.keys.usable().count(), "usable key")
+        return f"They are signed out and their keys stop working at once ({keys}); calls that run are cut."
+
+
 @admin.register(User)
 class UserAdmin(WithMemberships, DjangoUserAdmin):
     """Users are switched off, not deleted. Only superusers hand out rights, and touch other staff (threat T3)."""
 
+    form = UserForm
     side = "user"
     purpose = "People who can sign in."
     list_display = ["username", "email", "state", "rights", "tenants_shown", "last_login"]

@@ -13,7 +13,7 @@ from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import URLPattern, path
 from django.utils.http import urlencode
-from django.views.decorators.http import require_POST, require_safe
+from django.views.decorators.http import require_safe
 
 from tenants import authority, rate_limits, shown_once
 from tenants.authority import AreWithin, authority_in, may_undo
@@ -193,11 +193,12 @@ def rotate(request: PersonRequest, prefix: str) -> HttpResponse:
 
 
 @login_required
-@require_POST
 @transaction.atomic
 def switch(request: PersonRequest, prefix: str) -> HttpResponse:
-    """On or off, as the form says: pressing twice does not switch back."""
+    """On or off, as the form says: pressing twice does not switch back. Asks before it is off."""
     key = _changeable_key(request, prefix)
+    if request.method != "POST":
+        return render(request, "tenants/keys/switch_off.html", {"key": key}) if key.enabled else redirect("key", prefix)
     if not authority.switch(key, on=request.POST.get("to") == "on", by=authority_in(request.user, key.tenant_id)):
         whom = Authority(key.switched_off_by or Authority.ADMINISTRATOR).label
         raise PermissionDenied(f"This key was switched off by {whom}, who can switch it on again.")

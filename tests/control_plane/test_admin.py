@@ -19,6 +19,7 @@ from proxy.credentials import seal, unseal
 from proxy.models import (
     Backend,
     BackendReport,
+    CachePurge,
     ConfigRevision,
     DefaultModels,
     Delivery,
@@ -310,6 +311,45 @@ def test_keys_are_disabled_and_enabled_in_the_list(signed_in):
     assert ApiKey.objects.get().state == "disabled"
     act(signed_in, ApiKey, "enable", [row])
     assert ApiKey.objects.get().state == "active"
+
+
+def no_memberships(**more):
+    return {f"memberships-{name}_FORMS": "0" for name in ("TOTAL", "INITIAL")} | more
+
+
+@pytest.mark.parametrize(
+    ("model", "field", "form", "says"),
+    [
+        (ApiKey, "enabled", lambda row: key_form(row.tenant) | {"enabled": ""}, "those that run are cut"),
+        (Tenant, "enabled", lambda row: no_memberships(
+            name="new", latency_class="batch", weight="100", cache_scope="tenant"
+        ), "1 usable key"),
+        (User, "is_active", lambda row: no_memberships(
+            username="new", date_joined_0="2026-01-01", date_joined_1="00:00:00"
+        ), "1 usable key"),
+    ],
+)  # fmt: skip
+def test_unticking_what_calls_are_made_with_asks_first(signed_in, acme, bob, model, field, form, says):
+    key = make_key(acme, user=bob).row
+    row = {ApiKey: key, Tenant: acme, User: bob}[model]
+    page = url_of(model, "change", row.pk)
+    assertContains(signed_in.get(page), '<input type="hidden" name="confirmed"')
+    answer = signed_in.post(page, form(key))
+    assertContains(answer, says)
+    assertContains(answer, '<input type="checkbox" name="confirmed"')
+    row.refresh_from_db()
+    assert getattr(row, field)
+    assert signed_in.post(page, form(key) | {"confirmed": "on"}).status_code == 302
+    row.refresh_from_db()
+    assert not getattr(row, field)
+    # What is off already is saved without a question.
+    assert signed_in.post(page, form(key)).status_code == 302
+
+
+def test_who_may_only_look_is_not_asked(client, acme):
+    client.force_login(make_staff("view_tenant", "view_cachepurge"))
+    assertNotContains(client.get(url_of(Tenant, "change", acme.pk)), "confirmed")
+    assertNotContains(client.get(url_of(CachePurge, "change", CachePurge.objects.create().pk)), "confirmed")
 
 
 def test_revoking_asks_first(signed_in):

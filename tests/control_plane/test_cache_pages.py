@@ -58,7 +58,10 @@ def test_a_purge_in_the_admin_is_a_rule_at_once(boss):
     add = reverse("admin:proxy_cachepurge_add")
     boss.post(add, {"tenant": tenant.pk, "model": ""})
     boss.post(add, {"tenant": "", "model": "Qwen3"})
-    boss.post(add, {"tenant": "", "model": ""})
+    question = boss.post(add, {"tenant": "", "model": ""}).content.decode()
+    assert "all answers that are kept for anybody are thrown away" in question
+    assert CachePurge.objects.count() == 2
+    boss.post(add, {"tenant": "", "model": "", "confirmed": "on"})
     one, two, three = CachePurge.objects.order_by("id").values_list("id", flat=True)
     assert tables_now("UTC").purges == Purges(three, {tenant.pk: one}, {"qwen3:latest": two})
     assert set(CachePurge.objects.values_list("by", flat=True)) == {"boss"}

@@ -80,6 +80,7 @@ def test_a_change_in_the_admin_is_announced(client):
     url = reverse("admin:tenants_tenant_change", args=[tenant.pk])
     form = {
         "name": "acme",
+        "confirmed": "on",
         "latency_class": "interactive",
         "weight": "100",
         "cache_scope": "tenant",

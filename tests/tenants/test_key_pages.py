@@ -190,9 +190,15 @@ def test_pressing_twice_rotates_once_so_that_the_old_secret_goes_on_working(clie
 def test_a_key_is_switched_off_and_on_and_revoked_after_a_question(client, bob):
     key = make_key(bob.tenants.get(), user=bob).row
     client.force_login(bob)
+    switch = reverse("key_switch", args=[key.prefix])
+    assert f'href="{switch}"' in client.get(reverse("key", args=[key.prefix])).content.decode()
+    assert "running answers are cut" in client.get(switch).content.decode()
+    assert ApiKey.objects.get().enabled
     for to, enabled in (("off", False), ("off", False), ("on", True)):
-        client.post(reverse("key_switch", args=[key.prefix]), {"to": to})
+        client.post(switch, {"to": to})
         assert ApiKey.objects.get().enabled is enabled
+    ApiKey.objects.update(enabled=False)
+    assert client.get(switch)["location"] == reverse("key", args=[key.prefix])
     question = client.get(reverse("key_revoke", args=[key.prefix]))
     assert "cannot be undone" in question.content.decode()
     assert ApiKey.objects.get().revoked_at is None
