@@ -287,12 +287,20 @@ class Watch:
             addresses = await resolve(state.backend.proxy_url or state.backend.url)
             state.pool.endpoint = replace(state.pool.endpoint, addresses=addresses)
             await probe(self._client, state, tags=tags)
-        except (OSError, ValueError) as exc:
-            state.pool.endpoint = replace(state.pool.endpoint, addresses=())
+        except ValueError as exc:
+            self._forget_addresses()
             failed(state, f"Its name cannot be used: {exc}")
+        except OSError as exc:
+            failed(state, f"Its name cannot be used: {exc}")
+            if not state.is_up:
+                self._forget_addresses()  # else one hiccup of a name server would fail the calls of a good backend
         except Exception:
             # Whatever it was, this backend must go on being probed (L5).
             logger.exception("The probe of %s failed in a way it should not", state.name)
             failed(state, "internal error, see the log")
         if tags and not state.failed_probes:
             self._tags_at = now
+
+    def _forget_addresses(self) -> None:
+        pool = self.state.pool
+        pool.endpoint = replace(pool.endpoint, addresses=())

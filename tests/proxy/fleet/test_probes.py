@@ -212,3 +212,39 @@ async def test_b14_a_name_that_comes_to_mean_a_metadata_service_is_not_connected
     assert state.pool.endpoint.addresses == ("127.0.0.1",)
     watch.stop()
     await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), TimeoutError()],
+    ids=["no answer", "no answer in time"],
+)
+async def test_b12_one_failed_look_up_of_a_name_leaves_a_backend_that_is_up_its_addresses(
+    machine, monkeypatch, failure
+):
+    failing = False
+
+    def getaddrinfo(host, port, *args, **kwargs):
+        if failing:
+            raise failure
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    state = make_state(f"http://gpu.example:{machine.port}")
+    seen = []
+    watch = Watch(state, None, 0.01, lambda: seen.append((state.is_up, state.pool.endpoint.addresses)))
+    while not state.is_up:
+        await watch.newer_than(asyncio.get_running_loop().time(), tags=False)
+    seen.clear()
+    failing = True
+    while state.is_up:
+        await watch.newer_than(asyncio.get_running_loop().time(), tags=False)
+    failing = False
+    while not state.is_up:
+        await watch.newer_than(asyncio.get_running_loop().time(), tags=False)
+    watch.stop()
+    await asyncio.sleep(0)
+    assert "cannot be used" not in state.problem
+    first_down = seen.index((False, ()))
+    assert set(seen[:first_down]) == {(True, ("127.0.0.1",))}
+    assert seen[-1] == (True, ("127.0.0.1",))
