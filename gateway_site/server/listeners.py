@@ -35,6 +35,15 @@ def listen(options: ServerOptions) -> list[socket.socket]:
     return sockets
 
 
+def can_listen(options: ServerOptions) -> bool:
+    """Whether the ports are to be had now; who has them is told by whoever then tries."""
+    try:
+        close(listen(options))
+    except CannotListen:
+        return False
+    return True
+
+
 def reserve(options: ServerOptions) -> tuple[list[socket.socket], list[Place]]:
     """Hold the port without listening, and the places where each worker then listens by itself.
 

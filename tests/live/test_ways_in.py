@@ -295,11 +295,16 @@ async def started(make_gateway, *arguments, database_url="", **env):
     return await asyncio.to_thread(made.start)
 
 
-def serve(*arguments, directory, template, **env):
-    """Runs `serve` that is expected to end by itself; (exit code, stderr)."""
+def serve(*arguments, **given):
+    """(exit code, stderr) of a `serve` that is expected to end by itself."""
+    done = served(*arguments, **given)
+    return done.returncode, done.stderr
+
+
+def served(*arguments, directory, template, **env):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
     database = copied_sqlite(template, directory / "gateway.sqlite3")
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "manage.py", "serve", *arguments],
         cwd=ROOT,
         env={**clean, "DATA_DIR": str(directory), "DATABASE_URL": database, **env},
@@ -307,7 +312,6 @@ def serve(*arguments, directory, template, **env):
         text=True,
         timeout=60,
     )
-    return done.returncode, done.stderr
 
 
 async def test_upstream_owns_the_backend_default_and_gives_it_back(make_gateway, fake):
@@ -404,11 +408,13 @@ async def test_n11_the_hint_says_how_to_move_ollama(tmp_path, sqlite_template):
 async def test_l1_a_busy_port_names_its_process_and_says_what_to_do(tmp_path, sqlite_template):
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
-        code, stderr = await asyncio.to_thread(serve, "--port", str(port), directory=tmp_path, template=sqlite_template)
-    assert code == 1
-    line = stderr.splitlines()[-1]
-    assert re.match(rf"Port {port} on 127\.0\.0\.1 is in use by .+ \(pid {os.getpid()}\)\. ", line), stderr
+        done = await asyncio.to_thread(served, "--port", str(port), directory=tmp_path, template=sqlite_template)
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert re.match(rf"Port {port} on 127\.0\.0\.1 is in use by .+ \(pid {os.getpid()}\)\. ", line), done.stderr
     assert "choose another port with --port" in line
+    # The link to the first account would lead to whoever has the port, and a gateway there has its own.
+    assert done.stdout == ""
 
 
 async def test_metrics_move_to_a_path_and_a_port_of_their_own(make_gateway, fake, tmp_path):

@@ -15,6 +15,7 @@ from django.db.migrations.executor import MigrationExecutor
 
 from gateway_site import start
 from gateway_site.server import ServerOptions, run, tls
+from gateway_site.server.listeners import can_listen
 from tenants import first_run
 
 logger = logging.getLogger(__name__)
@@ -93,11 +94,6 @@ class Command(BaseCommand):
         if options["open"]:
             self.stderr.write(start.OPEN_WARNING)
         lead_links_here(port, options["admin_port"])
-        if link := link_to_first_run():
-            self.stdout.write(
-                f"Nobody has an account yet. Make the first one here (the link works once):\n\n  {link}\n"
-            )
-            self.stdout.flush()
         try:
             chosen = ServerOptions(
                 host=host,
@@ -114,6 +110,12 @@ class Command(BaseCommand):
             )
         except ValueError as exc:
             raise CommandError(str(exc)) from None
+        # Where another program has the port, the link would lead to that one.
+        if can_listen(chosen) and (link := link_to_first_run()):
+            self.stdout.write(
+                f"Nobody has an account yet. Make the first one here (the link works once):\n\n  {link}\n"
+            )
+            self.stdout.flush()
         code = _serve_on_daphne(chosen) if options["server"] == "daphne" else run(*GATEWAY, chosen, SHARED)
         if code:
             raise SystemExit(code)
