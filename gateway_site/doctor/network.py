@@ -28,7 +28,11 @@ def look_at_ports() -> Iterator[Finding]:
         if port in ours:
             yield ok(f"{name}: the gateway listens on {port}.")
         elif _is_free(settings.HOST, port):
-            yield ok(f"{name}: {port} is free; no gateway runs there.")
+            if ours:
+                where = " and ".join(map(str, sorted(ours)))
+                yield note(f"{name}: {port} is free: the gateway that runs listens on {where}.")
+            else:
+                yield ok(f"{name}: {port} is free; no gateway runs.")
         else:
             holder = holder_of(port) or "another process"
             yield problem(f"{name}: {port} is in use by {holder}.", what_to_do(holder, port))

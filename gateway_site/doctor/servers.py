@@ -1,6 +1,7 @@
 """The Ollama servers: whether each answers, is not the gateway itself, and runs as many calls as it is sent."""
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ AT_ONCE = 16
 # OLLAMA_NUM_PARALLEL where it is not set.
 OLLAMAS_DEFAULT = 1
 LOOPBACK = ("127.", "::1")
+# What the probe says of a server that took the connection and answered.
+SOMETHING_ANSWERS = re.compile(r"/api/|It does not answer in valid HTTP")
 # There in Docker's containers.
 MARK_OF_A_CONTAINER = Path("/.dockerenv")
 
@@ -55,7 +58,7 @@ def look_at_backends() -> Iterator[Finding]:
                 f"add_backend {row.name} http://127.0.0.1:{MOVED_PORT}",
             )
         elif said:
-            yield problem(f"{row.name}: {row.url}: {said}", _how_to_reach(row))
+            yield problem(f"{row.name}: {row.url}: {said}", _how_to_mend(row, said))
         elif not models:
             yield warning(f"{row.name}: {row.url} has no models.", "On that machine: ollama pull llama3.2")
         else:
@@ -71,8 +74,12 @@ def _the_first_one() -> Finding:
         return problem(str(exc))
     said, models = asyncio.run(_problems_of([Backend(pk=0, name=default_backend.NAME, url=url)]))[0]
     if said:
+        if SOMETHING_ANSWERS.match(said):
+            found = f"where something answers that is not Ollama: {said}"
+        else:
+            found = f"which is not found: {said}"
         return warning(
-            f"There is none yet. serve would begin with {url}, which is not found: {said}",
+            f"There is none yet. serve would begin with {url}, {found}",
             "Start Ollama (ollama serve), or name another server: serve --upstream http://gpu1:11434",
         )
     return ok(f"There is none yet; serve begins with {url}, which answers, with {models} models.")
@@ -88,6 +95,18 @@ async def _problems_of(rows: list[Backend]) -> dict[int, tuple[str, int]]:
         return state.problem, len(state.models)
 
     return dict(zip([row.pk for row in rows], await asyncio.gather(*map(one, rows)), strict=True))
+
+
+def _how_to_mend(row: Backend, said: str) -> str:
+    """`said`: by the probe (proxy/fleet/probes.py)."""
+    if re.search(r"answered 40[13]$", said):
+        return "What answers there wants a credential: give it in the admin, on the page of the backend."
+    if SOMETHING_ANSWERS.match(said):
+        return (
+            "Something answers there, and it is not Ollama, or has no working Ollama behind it. "
+            f"Ollama's port is 11434 unless OLLAMA_HOST names another: add_backend {row.name} URL"
+        )
+    return "" if "certificate" in said.lower() else _how_to_reach(row)
 
 
 def _how_to_reach(row: Backend) -> str:

@@ -6,7 +6,9 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -153,6 +155,10 @@ def test_a_taken_port_names_its_process_unless_that_is_us(settings):
         WorkerReport.objects.create(host="x", pid=1, revision=1, listens=listens, started_at=now, seen_at=now)
         assert levels(network.look_at_ports()) == [Level.OK]
     settings.PORT = free_port()
+    [found] = network.look_at_ports()
+    assert found.level is Level.NOTE
+    assert found.text.endswith(f"the gateway that runs listens on {listens[0].rpartition(':')[2]}.")
+    WorkerReport.objects.all().delete()
     assert levels(network.look_at_ports()) == [Level.OK]
 
 
@@ -202,6 +208,49 @@ def test_no_server_none_that_answers_and_ourselves_each_have_their_remedy(settin
     assert "11435" in the_worst(servers.look_at_backends()).mend
     make_backend("twin", f"http://127.0.0.1:{settings.PORT}")
     assert "are one server" in next(iter(servers.look_at_backends())).text
+
+
+class AnotherWebServer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_error(self.server.status)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def another():
+    """A web server that is not Ollama; `status` is what it answers."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), AnotherWebServer)
+    server.status = 404
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("status", "remedy"), [(404, "it is not Ollama"), (502, "no working Ollama behind it"), (401, "wants a credential")]
+)
+def test_a_server_that_answers_and_is_not_ollama_is_not_said_to_be_silent(another, monkeypatch, status, remedy):
+    another.status = status
+    monkeypatch.setattr(servers, "MARK_OF_A_CONTAINER", ROOT)
+    make_backend("web", f"http://127.0.0.1:{another.server_port}")
+    [found] = servers.look_at_backends()
+    assert found.level is Level.PROBLEM
+    assert f"/api/version answered {status}" in found.text
+    assert remedy in found.mend
+    assert "container" not in found.mend
+
+
+@pytest.mark.django_db
+def test_a_first_server_that_is_not_ollama_is_named_so(another, settings):
+    settings.UPSTREAM = f"http://127.0.0.1:{another.server_port}"
+    [found] = servers.look_at_backends()
+    assert "something answers that is not Ollama" in found.text
 
 
 @pytest.mark.parametrize(
