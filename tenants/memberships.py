@@ -29,10 +29,13 @@ def change_role(membership: Membership, role: str) -> int:
         _refuse_the_last_owner(membership)
     membership.role = role
     membership.save(update_fields=["role"])
-    if role != Role.VIEWER:
-        return 0
-    # Those that are off already stay with whoever switched them off.
-    return change(keys_of(membership).filter(enabled=True), **switched(on=False, by=Authority.OWNER))
+    return change(keys_a_role_switches_off(membership, role), **switched(on=False, by=Authority.OWNER))
+
+
+def keys_a_role_switches_off(membership: Membership, role: str) -> QuerySet[ApiKey]:
+    """Viewers have none. Those that are off already stay with whoever switched them off."""
+    keys = keys_of(membership)
+    return keys.filter(enabled=True, revoked_at=None) if role == Role.VIEWER else keys.none()
 
 
 @transaction.atomic

@@ -19,7 +19,7 @@ from tenants import authority, rate_limits, shown_once
 from tenants.authority import AreWithin, authority_in, may_undo
 from tenants.forms import KeyForm, RotationForm
 from tenants.keys import PREFIX_LENGTH, RotatedMeanwhile, create_key, rotate_key, rotation_of
-from tenants.models import ApiKey, Authority, User
+from tenants.models import ApiKey, Authority, Role, User
 from tenants.rate_limits import limited
 from tenants.requests import PersonRequest
 from tenants.snippets import api_url, snippets
@@ -142,6 +142,8 @@ def show(request: PersonRequest, known: Known, prefix: str) -> HttpResponse:
         "rules": key.ip_rules.order_by("cidr"),
         "may_limit": not key.revoked_at and request.user.tenants_owned().filter(pk=key.tenant_id).exists(),
         "may_switch_on": may_undo(authority_in(request.user, key.tenant_id), key.switched_off_by),
+        "of_viewer": key.user is not None
+        and key.user.memberships.filter(tenant=key.tenant_id, role=Role.VIEWER).exists(),
         "may_rotate": not key.imported and _may_know_secret(request.user, key),
         **_examples(key, PLACEHOLDER, known),
     }

@@ -75,25 +75,37 @@ def invite(request: PersonRequest) -> HttpResponse:
 @login_required
 @require_POST
 def change_role(request: PersonRequest, pk: int) -> HttpResponse:
+    """Asks first where it switches keys off, or takes from oneself what this page needs."""
     role = request.POST.get("role")
     if role not in Role.values:
         raise PermissionDenied("There is no such role.")
     membership = _membership(request, pk)
-    off = memberships.change_role(membership, role)
+    keys = memberships.keys_a_role_switches_off(membership, role).count()
+    gives_up = membership.user_id == request.user.pk and membership.role == Role.OWNER != role
+    if (keys or gives_up) and "confirmed" not in request.POST:
+        context = {"membership": membership, "role": role, "keys": keys, "gives_up": gives_up}
+        return render(request, "tenants/people/change_role.html", context)
+    try:
+        off = memberships.change_role(membership, role)
+    except (memberships.LastOwner, memberships.NotThere) as refused:
+        return _told(request, refused)
     messages.success(
         request,
         f"{membership.user} is now {role} of {membership.tenant}." + (f" Keys switched off: {off}." if off else ""),
     )
-    return redirect("people")
+    return _back(request)
 
 
 @login_required
 def remove(request: PersonRequest, pk: int) -> HttpResponse:
     membership = _membership(request, pk)
     if request.method == "POST":
-        count = memberships.remove(membership)
+        try:
+            count = memberships.remove(membership)
+        except (memberships.LastOwner, memberships.NotThere) as refused:
+            return _told(request, refused)
         messages.success(request, f"{membership.user} is out of {membership.tenant}. Keys revoked: {count}.")
-        return redirect("people" if request.user.tenants_owned().exists() else "home")
+        return _back(request)
     context = {"membership": membership, "keys": memberships.keys_of(membership).filter(revoked_at=None).count()}
     return render(request, "tenants/people/remove.html", context)
 
@@ -114,6 +126,16 @@ def _governed(request: PersonRequest) -> QuerySet[Tenant]:
     if not tenants.exists():
         raise PermissionDenied("Only owners of a tenant manage its people.")
     return tenants
+
+
+def _back(request: PersonRequest) -> HttpResponse:
+    """To the list, which is not theirs any more if they have just given it up."""
+    return redirect("people" if request.user.is_superuser or request.user.tenants_owned().exists() else "home")
+
+
+def _told(request: PersonRequest, refused: PermissionDenied) -> HttpResponse:
+    messages.error(request, str(refused))
+    return redirect("people")
 
 
 def _membership(request: PersonRequest, pk: int) -> Membership:

@@ -156,7 +156,7 @@ def test_what_people_do_on_the_pages_is_listed_with_before_and_after(signed_in, 
     key = make_key(acme, "ci", user=bob).row
     signed_in.post(f"/keys/{key.prefix}/switch/", {"to": "off"}, REMOTE_ADDR="192.0.2.7")
     membership = Membership.objects.get(user=bob)
-    signed_in.post(f"/people/{membership.pk}/role/", {"role": "viewer"}, REMOTE_ADDR="192.0.2.7")
+    signed_in.post(f"/people/{membership.pk}/role/", {"role": "viewer", "confirmed": "yes"}, REMOTE_ADDR="192.0.2.7")
     signed_in.post("/people/invite/", {"tenant": acme.pk, "email": "eve@example.org", "role": "member"})
     answer = signed_in.get(PAGE)
     invited, role, off = answer.context["changes"][:3]

@@ -127,7 +127,7 @@ FIELDS = {
     "key_edit": {"name": "k"},
     "key_rotate": {"overlap": "1d"},
     "key_switch": {"to": "off"},
-    "change_role": {"role": "viewer"},
+    "change_role": {"role": "viewer", "confirmed": "yes"},
     "limit_edit": {"amount": "7", "mode": "enforce"},
     "webhook_switch": {"to": "off"},
     "setup_key": {"name": "k"},

@@ -56,7 +56,8 @@ def test_an_administrator_takes_over_a_key_that_its_person_switched_off(client, 
 
 def test_the_form_of_the_admin_locks_as_its_action_does(client, key, bob, root):
     client.force_login(root)
-    client.post(reverse("admin:tenants_apikey_change", args=[key.pk]), {"name": key.name, "models_allowed": "[]"})
+    fields = {"name": key.name, "models_allowed": "[]", "confirmed": "on"}
+    client.post(reverse("admin:tenants_apikey_change", args=[key.pk]), fields)
     key.refresh_from_db()
     assert (key.enabled, key.switched_off_by) == (False, Authority.ADMINISTRATOR)
     assert press(client, bob, key, "on") == 403
@@ -80,7 +81,7 @@ def test_becoming_a_viewer_and_a_member_again_switches_nothing_on(client, key, b
     client.force_login(alice)
     membership = Membership.objects.get(user=bob)
     for role in ("viewer", "member"):
-        client.post(reverse("change_role", args=[membership.pk]), {"role": role})
+        client.post(reverse("change_role", args=[membership.pk]), {"role": role, "confirmed": "yes"})
     assert press(client, bob, key, "on") == 403
     assert press(client, alice, key, "on") == 302
 

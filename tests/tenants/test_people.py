@@ -181,13 +181,26 @@ def test_t6_owners_invite_to_their_own_tenants_alone(client, alice, other):
     assert answer.context["link"]
 
 
-def test_who_becomes_a_viewer_has_their_keys_switched_off(client, acme, alice, bob):
+def test_who_becomes_a_viewer_has_their_keys_switched_off_after_a_question(client, acme, alice, bob):
     key = make_key(acme, user=bob).row
+    make_key(acme, user=bob).row.revoke()
     client.force_login(alice)
-    client.post(reverse("change_role", args=[bob.memberships.get().pk]), {"role": "viewer"})
+    url = reverse("change_role", args=[bob.memberships.get().pk])
+    assert "1 key of theirs in this tenant is switched off" in client.post(url, {"role": "viewer"}).content.decode()
+    assert bob.memberships.get().role == "member"
+    client.post(url, {"role": "viewer", "confirmed": "yes"})
     assert bob.memberships.get().role == "viewer"
     key.refresh_from_db()
     assert key.state == "disabled"
+    why = client.get(reverse("key", args=[key.prefix])).content.decode()
+    assert "bob is a viewer of acme, and viewers have no keys" in why
+
+
+def test_what_switches_nothing_off_is_not_asked_about(client, acme, alice, bob):
+    client.force_login(alice)
+    for role in ("viewer", "member", "owner"):
+        assert client.post(reverse("change_role", args=[bob.memberships.get().pk]), {"role": role}).status_code == 302
+        assert bob.memberships.get().role == role
 
 
 def test_who_is_removed_loses_their_keys_there_and_no_others(client, acme, other, alice, bob):
@@ -203,13 +216,19 @@ def test_who_is_removed_loses_their_keys_there_and_no_others(client, acme, other
     assert states == {here.pk: "revoked", there.pk: "active", service.pk: "active"}
 
 
-def test_the_last_owner_stays_one(client, acme, alice, bob):
+def test_the_last_owner_stays_one_and_is_told_why(client, acme, alice, bob):
     client.force_login(alice)
     membership = alice.memberships.get()
-    assert client.post(reverse("change_role", args=[membership.pk]), {"role": "member"}).status_code == 403
-    assert client.post(reverse("remove_person", args=[membership.pk])).status_code == 403
+    change, remove = (reverse(name, args=[membership.pk]) for name in ("change_role", "remove_person"))
+    for url in (change, remove):
+        page = client.post(url, {"role": "member", "confirmed": "yes"}, follow=True)
+        assert page.redirect_chain == [(reverse("people"), 302)]
+        assert "alice is the last owner of acme. Make another one first." in page.content.decode()
     client.post(reverse("change_role", args=[bob.memberships.get().pk]), {"role": "owner"})
-    assert client.post(reverse("change_role", args=[membership.pk]), {"role": "member"}).status_code == 302
+    assert "This is you" in client.post(change, {"role": "member"}).content.decode()
+    assert alice.memberships.get().role == "owner"
+    answer = client.post(change, {"role": "member", "confirmed": "yes"})
+    assert answer["location"] == reverse("home")
     assert client.get(reverse("people")).status_code == 403
 
 

@@ -185,7 +185,8 @@ def test_t6_a_membership_is_not_taken_along_to_another_tenant(world):
     client = signed_in(world.people["owner"])
     mine = world.ours[Membership][1]
     with rolled_back():
-        client.post(f"/people/{mine.pk}/role/", {"role": "viewer", "tenant": world.theirs[Tenant][0].pk, "user": 1})
+        fields = {"role": "viewer", "confirmed": "yes", "tenant": world.theirs[Tenant][0].pk, "user": 1}
+        client.post(f"/people/{mine.pk}/role/", fields)
         mine.refresh_from_db()
         assert (mine.tenant, mine.role) == (world.ours[Tenant][0], "viewer")
 
