@@ -19,6 +19,12 @@ NOT_ACCEPTED = (
     "This API key is not accepted here: it may be mistyped, unknown, expired, revoked or switched off, or not allowed "
     "from this address. The page of the key says which."
 )
+# The same for keys of /k/KEY/…, with what is forgotten first there.
+NOT_ACCEPTED_IN_PATH = (
+    "This API key is not accepted here: it may not have been switched on for use in the address ('Accept it in the "
+    "address', on the page of the key), or be mistyped, unknown, expired, revoked or switched off, or not allowed from "
+    "where you call. The page of the key says which."
+)
 NO_DEFAULT_MODEL = "no_default_model"
 NO_KEY = "An API key is needed. Send it as 'Authorization: Bearer <key>'."
 
@@ -75,7 +81,7 @@ class Admission:
             key = self.identify(snapshot, headers, address, now)
         else:
             key = self.identify_by_path(snapshot, path_key, headers, now)
-        check_place(key, address)
+        check_place(key, address, is_in_path=path_key is not None)
         check_right(key, route)
         return key
 
@@ -112,7 +118,7 @@ class Admission:
             raise Unauthorized("invalid_key", "Two different credentials were sent. Send one.")
         key = self.lookup(snapshot, path_key, now)
         if key is None or not key.may_be_in_path:
-            raise not_accepted()
+            raise not_accepted(is_in_path=True)
         return key
 
     def lookup(self, snapshot: Snapshot, credential: bytes, now: float) -> Key | None:
@@ -170,18 +176,18 @@ def check_address(snapshot: Snapshot, address: Address | None) -> None:
         raise shut_out()
 
 
-def check_place(key: Key, address: Address | None) -> None:
+def check_place(key: Key, address: Address | None, *, is_in_path: bool = False) -> None:
     """Raises Unauthorized where a rule of the key or of its tenant shuts an address out."""
     if not (key.tenant_ip.admits(address) and key.key_ip.admits(address)):
-        raise not_accepted()
+        raise not_accepted(is_in_path=is_in_path)
 
 
 def shut_out() -> Forbidden:
     return Forbidden("ip_denied", "Calls from this address are not allowed here.")
 
 
-def not_accepted() -> Unauthorized:
-    return Unauthorized("invalid_key", NOT_ACCEPTED)
+def not_accepted(*, is_in_path: bool = False) -> Unauthorized:
+    return Unauthorized("invalid_key", NOT_ACCEPTED_IN_PATH if is_in_path else NOT_ACCEPTED)
 
 
 def missing_key() -> Unauthorized:

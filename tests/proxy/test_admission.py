@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.admission import NOT_ACCEPTED, Admission, credentials
+from proxy.admission import NOT_ACCEPTED, NOT_ACCEPTED_IN_PATH, Admission, credentials
 from proxy.credential_failures import CredentialFailures
 from proxy.errors import Forbidden, Refusal, Unauthorized
 from proxy.routes import ROUTES
@@ -21,8 +21,8 @@ CHAT = ROUTES[b"/api/chat"]["POST"]
 TAGS = ROUTES[b"/api/tags"]["GET"]
 
 
-def admit(rules, *headers, address=LOOPBACK, now=NOW, route=CHAT, admission=ADMISSION):
-    return admission.admit(rules, route, headers, address, now)
+def admit(rules, *headers, address=LOOPBACK, now=NOW, route=CHAT, admission=ADMISSION, path_key=None):
+    return admission.admit(rules, route, headers, address, now, path_key)
 
 
 def bearer(key):
@@ -121,6 +121,30 @@ def test_a3_keys_that_are_not_accepted_are_answered_alike():
     assert answers == {(401, "invalid_key", NOT_ACCEPTED, None, ())}
     for cause in ("mistyped", "unknown", "expired", "revoked", "switched off", "address"):
         assert cause in NOT_ACCEPTED
+
+
+def test_a3_keys_in_the_path_are_answered_alike_too_and_told_of_the_switch_that_it_takes():
+    in_path = {"rights": (True, True, False, False, True)}
+    variants = {
+        "not switched on for it": {},
+        "revoked": {**in_path, "revoked": True},
+        "expired": {**in_path, "expires_at": NOW - 1},
+        "tenant off": {**in_path, "tenant_id": 3},
+    }
+    unknown = keys.make_clear_text()[1].encode()
+    said = {
+        "unknown": refusal(snapshot(), path_key=unknown),
+        "bad form": refusal(snapshot(), path_key=b"nope"),
+    }
+    for name, fields in variants.items():
+        row, key, digests = new_key(**fields)
+        said[name] = refusal(snapshot(row, digests=digests), path_key=key)
+    row, key, digests = new_key(**in_path)
+    rules = [IPRuleRow("10.0.0.0/8", "allow", None, 1)]
+    said["foreign address"] = refusal(snapshot(row, digests=digests, ip_rules=rules), path_key=key)
+    answers = {(r.status, r.code, r.message, r.retry_after, tuple(r.headers)) for r in said.values()}
+    assert answers == {(401, "invalid_key", NOT_ACCEPTED_IN_PATH, None, ())}
+    assert "'Accept it in the address'" in NOT_ACCEPTED_IN_PATH
 
 
 def test_a3_a_rule_for_all_is_told_before_the_key_is_read(row_key_rules):
