@@ -347,7 +347,7 @@ GATEWAY = Configuration(
     # How long the reservations of a worker that died are held for it.
     limit_lease_seconds=env.seconds("LIMIT_LEASE_SECONDS", 30),
     redis_patience_seconds=env.seconds("REDIS_PATIENCE_SECONDS", 0.05),
-    currency=env.text("CURRENCY", "EUR"),
+    currency=env.matching("CURRENCY", "EUR", r"[A-Z]{3}", "EUR"),
     max_body_bytes=env.integer("MAX_BODY_BYTES", 20 << 20, minimum=1024),
     default_output_tokens=env.integer("DEFAULT_OUTPUT_TOKENS", 4096, minimum=1),
     max_output_tokens=env.integer("MAX_OUTPUT_TOKENS", 32768, minimum=1),

@@ -13,6 +13,7 @@ from proxy.dialects.base import Governed, Pin, Request
 from proxy.metering import passed
 from proxy.routes import Kind, Right, Route, find
 
+MAX_PATH = 64  # as usage records have room for
 METHODS = ("GET", "POST", "DELETE")
 RIGHTS = {"infer": Right.INFER, "list": Right.LIST, "manage": Right.MANAGE}
 
@@ -41,9 +42,10 @@ NOTHING_KNOWN = Schema({})
 
 def refuse(path: str, method: str, right: str) -> None:
     """Raises ValueError saying why a route cannot be."""
-    if not _PATH.fullmatch(path) or len(path) > 200:
+    if not _PATH.fullmatch(path) or len(path) > MAX_PATH:
         raise ValueError(
-            "Write an exact path below /api/ or /v1/, e.g. /api/rerank: no query, no pattern, no slash at its end."
+            f"Write an exact path below /api/ or /v1/ of at most {MAX_PATH} characters, e.g. /api/rerank: no query, "
+            "no pattern, no slash at its end."
         )
     if find(path.encode())[0]:
         raise ValueError("This path is the gateway's own. What it answers there cannot be replaced.")

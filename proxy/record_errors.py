@@ -20,7 +20,7 @@ _ERRORS = {
     "draining": ("The gateway was shutting down.", "Make the call again."),
     "backend_error": (
         "The backend reported an error.",
-        "The gateway's log has its words, by the request id. Some calls fail each time: images for a model that sees none.",
+        "The gateway's log has its words, by the request id. Some fail each time: images, where a model sees none.",
     ),
     "broken_stream": ("The connection to the backend broke in the middle of the answer.", "Make the call again."),
     "incomplete": ("The backend ended its answer without its last object.", "Make the call again."),

@@ -230,7 +230,8 @@ class Relay:
             broken = str(exc)
         except asyncio.CancelledError:
             # A client may leave as soon as it has the last object, before the backend has ended its answer.
-            if call.interruption is Interruption.CLIENT_GONE and not meter.rest and self._has_ended(meter):
+            knows_the_last = not meter.rest and not meter.ends_with_connection
+            if call.interruption is Interruption.CLIENT_GONE and knows_the_last and self._has_ended(meter):
                 self.before_end()
             raise
         if self._has_ended(meter) and not (broken and meter.ends_with_connection):

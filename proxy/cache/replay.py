@@ -36,7 +36,7 @@ def replayed(entry: Entry, path: str, *, stream: bool, hides_usage: bool) -> tup
         kind = NDJSON if path.startswith("/api/") else EVENTS
         body = b"".join(_PIECES[path](orjson.loads(entry.body)))
         return without_reports(body) if hides_usage else body, kind
-    except (OddForm, orjson.JSONDecodeError, KeyError, TypeError, IndexError, AttributeError, StopIteration):
+    except (OddForm, ValueError, LookupError, TypeError, AttributeError, StopIteration):
         return None
 
 

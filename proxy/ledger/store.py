@@ -1,6 +1,7 @@
 """Rows into the database, each exactly once, with their sums in the same transaction. Runs in the ledger's thread."""
 
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from django.db import (
 
 from proxy.clock import all_in_utc, in_utc
 from proxy.ledger.rows import AT, COLUMNS, Row
+from usage.models import Retention
 from usage.models.records import SUCCESSES
 from usage.rollups import BUCKET, MEASURES, OWNER, added_up, day_of, totals_of
 
@@ -32,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 # The last use of a key is noted at most this often (S3).
 LAST_USED_SECONDS = 60
+
+# Calls that began later are surely not pruned.
+RECENT_SECONDS = 86_400
 
 # What drivers and conversions raise for a value that a column cannot hold.
 _MALFORMED = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError)
@@ -72,7 +77,8 @@ class Store:
     def add(self, rows: Sequence[Row]) -> None:
         """Stores rows; those that are there already change nothing. Raises DatabaseError: try again later."""
         try:
-            used = self._add_all(rows)
+            rows = self._not_pruned(rows)
+            used = self._add_all(rows) if rows else {}
         except (DataError, IntegrityError, ProgrammingError, *_MALFORMED) as exc:
             if not _is_fault_of_row(exc):
                 raise
@@ -83,10 +89,27 @@ class Store:
                 self.add(rows[middle:])
                 return
             logger.exception("The record %.40s fits no column and is kept in %s", rows[0][:1], self.quarantine)
-            with self.quarantine.open("ab") as file:
-                file.write(orjson.dumps({"error": str(exc), "row": rows[0]}) + b"\n")
+            self._put_aside(rows, str(exc))
         else:
             self._last_used.update(used)
+
+    def _not_pruned(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Without those from before the records that are kept: whether they are in the sums already, nobody can tell
+        any more (U11). A spool that comes back after so long has some."""
+        if min(map(_started_of, rows)) > time.time() - RECENT_SECONDS:
+            return rows
+        since = Retention.objects.using(self.using).values_list("records_since", flat=True).first()
+        begin = since.timestamp() if since is not None else 0.0
+        pruned = [row for row in rows if row[_STARTED] < begin]
+        if not pruned:
+            return rows
+        logger.error("%d records are older than those that are kept, and lie in %s", len(pruned), self.quarantine)
+        self._put_aside(pruned, "older than the records that are kept: it may be in the sums already")
+        return [row for row in rows if row[_STARTED] >= begin]
+
+    def _put_aside(self, rows: Iterable[Row], why: str) -> None:
+        with self.quarantine.open("ab") as file:
+            file.writelines(orjson.dumps({"error": why, "row": row}) + b"\n" for row in rows)
 
     def close(self) -> None:
         try:

@@ -84,3 +84,14 @@ async def test_what_has_not_the_form_is_asked_for_again(streams, name, odd):
     for was_stream in (True, False):
         entry = entry_of(stream, stream=was_stream, body=odd)
         assert replayed(entry, stream.path, stream=not was_stream, hides_usage=False) is None
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("count", [0, 2])
+async def test_an_answer_with_other_than_one_choice_is_asked_for_again_as_a_stream(answers, path, count):
+    [answer] = [answer for answer in answers.values() if answer.path == path][:1]
+    whole = orjson.loads(answer.body)
+    several = orjson.dumps({**whole, "choices": whole["choices"] * count})
+    entry = entry_of(answer, stream=False, body=several)
+    assert replayed(entry, path, stream=True, hides_usage=False) is None
+    assert replayed(entry, path, stream=False, hides_usage=False) == (several, entry.content_type)

@@ -153,6 +153,21 @@ async def test_b3_a_stream_passes_line_by_line_and_never_ends_cleanly_when_it_wa
     row.delete()
 
 
+async def test_b10_a_client_that_leaves_a_stream_whose_end_nobody_knows_has_left(gateway, shared_fake):
+    shared_fake.reset()
+    row = await added(gateway, "plain", "POST", "/api/muse", right="infer")
+    head = "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nContent-Length: 1000\r\n\r\n"
+    shared_fake.faults(path="/api/muse", raw=head + '{"n":1}\n', raw_close=False)
+    async with (
+        gateway.client(gateway.keys["plain"]) as client,
+        client.stream("POST", "/api/muse", json={"model": "llama3.2"}) as answer,
+    ):
+        assert await anext(answer.aiter_lines()) == '{"n":1}'
+    record = await gateway.record(answer.headers["x-request-id"])
+    assert (record.outcome, record.error) == ("cancelled", "client_gone")
+    row.delete()
+
+
 async def test_p1_a_row_that_only_sql_can_write_is_left_out(gateway, shared_fake):
     shared_fake.reset()
     gateway.rows(PassThroughRoute).create(path="/api/pull/all", method="POST", right="infer", names_model=False)

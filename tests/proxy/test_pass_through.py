@@ -23,7 +23,7 @@ def test_a_new_path_may_be_added(path):
         "", "/", "/api", "/api/", "api/rerank", "/rerank", "/admin/x", "/metrics", "/k/key/api/rerank",
         "/api//rerank", "/api/rerank/", "/api/../rerank", "/api/./rerank", "/api/.hidden", "/api/re rank",
         "/api/rerank?x=1", "/api/rerank#x", "/api/%72erank", "/api/rerank\n", "/api/*", "/api/{id}", "/api/é",
-        "/API/rerank", "/manage/api/keys", "/api/" + "x" * 200, "/api" + "/x" * 9,
+        "/API/rerank", "/manage/api/keys", "/api/" + "x" * 60, "/api" + "/x" * 9,
     ],
 )  # fmt: skip
 def test_p3_what_is_no_exact_path_below_ours_is_refused(path):

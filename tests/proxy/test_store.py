@@ -18,6 +18,7 @@ from tests.factories import make_key
 from tests.live.gateway import copied_sqlite
 from tests.proxy.spooled import NOON, make_row, value
 from usage.models import DailyUsage, UsageBucket, UsageRecord
+from usage.retention import prune
 from usage.rollups import TABLES, reconcile
 
 
@@ -168,6 +169,19 @@ def test_u11_roll_ups_equal_records_whatever_is_replayed(row, tmp_path, settings
     assert sum(UsageBucket.objects.values_list("total_us", flat=True)) == sum(
         value(entry, "total_us") for entry in rows
     )
+
+
+def test_u11_a_row_from_before_the_records_that_are_kept_is_not_counted_again(store, row):
+    """Of a spool that comes back after its records were pruned."""
+    rows, late = [row(started_at=NOON - 86_400), row()], row()
+    store.add(rows)
+    assert list(prune(datetime.fromtimestamp(NOON - 3600, UTC))) == [1]
+    store.add([*rows, late])
+    assert stored_ids() == sorted([rows[1][0], late[0]])
+    assert sum(UsageBucket.objects.values_list("requests", flat=True)) == 3
+    assert quarantined(store) == [rows[0][0]]
+    store.add(rows[:1])
+    assert sum(DailyUsage.objects.values_list("requests", flat=True)) == 3
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])

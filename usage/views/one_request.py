@@ -14,6 +14,7 @@ from tenants.models import ApiKey
 from tenants.requests import PersonRequest
 from usage import request_lists, texts
 from usage.models import Outcome, Price, UsageRecord
+from usage.models.records import SUCCESSES
 from usage.outcome_words import outcome_words
 from usage.receipts import receipt
 from usage.reports import Scope
