@@ -147,7 +147,7 @@ class Call:
         # Of the backend when it was chosen: whether the model was warm there, how many calls it had, of how many
         # backends it was one.
         self.chosen: tuple[bool, int, int] | None = None
-        self.decides = False  # whether a half-open breaker waits for how this call ends
+        self.decides = False  # whether a half-open breaker waits for what becomes of this call
         self.dispatched_at = 0.0
         self.first_byte_at = 0.0
         self.queue_seconds = 0.0
@@ -201,4 +201,8 @@ class Call:
         return self.model is not None and (self.attempts > 0 or self.outcome not in ("", "failed"))
 
     def note_first_byte(self) -> None:
+        """Of a good answer."""
         self.first_byte_at = time.monotonic()
+        if self.decides and self.backend is not None:
+            self.decides = False
+            self.backend.breaker.answered()

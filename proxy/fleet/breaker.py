@@ -12,6 +12,7 @@ MAX_OPEN_SECONDS = 300.0
 class Breaker:
     """Closed → 5 consecutive faults → open for 30 s × n, jittered → half-open: one call decides.
 
+    It decides with the first byte of its answer; until one has ended well, the next fault opens the breaker again.
     Only faults of the backend count: connecting, loading, running. A client's fault, a cancel and "503 busy" do not.
     """
 
@@ -31,6 +32,11 @@ class Breaker:
             self.trying = True
             return True
         return False
+
+    def answered(self) -> None:
+        """The call that decides gets a good answer, which may take an hour: others need not wait for its end."""
+        self.open_until = 0.0
+        self.trying = False
 
     def succeeded(self) -> None:
         self.failures = self.times_opened = 0

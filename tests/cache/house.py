@@ -65,7 +65,7 @@ class Answer:
 
 
 class House:
-    def __init__(self, fakes, directory, *, policy="all", limits=(), **configuration):
+    def __init__(self, fakes, directory, *, policy="all", limits=(), transport="wire", **configuration):
         self.fakes = fakes
         self.runtime = runtime = Runtime(
             Configuration(spool_dir=Path(directory), key_pepper=PEPPER, probe_seconds=1, **configuration)
@@ -75,7 +75,7 @@ class House:
         self.cache = runtime.cache
         runtime._rules = SimpleNamespace(last_contact=float("inf"))
         backends = tuple(
-            Backend(number, f"b{number}", fake.url, True, 500, None, "wire") for number, fake in enumerate(fakes, 1)
+            Backend(number, f"b{number}", fake.url, True, 500, None, transport) for number, fake in enumerate(fakes, 1)
         )
         self.keys = {}
         self.rows, self.digests = {}, {}
