@@ -39,21 +39,29 @@ class AmountsForm(forms.ModelForm):
         metric = cleaned.get("metric") or self.instance.metric
         for name in ("amount", "override_amount"):
             if name in cleaned:
-                cleaned[name] = self._quantity(name, cleaned[name], metric)
+                try:
+                    cleaned[name] = _quantity(cleaned[name], metric)
+                except ValueError as exc:
+                    self.add_error(name, str(exc))
         return cleaned
 
-    def _quantity(self, name: str, text: str, metric: str) -> int | None:
-        if not text.strip():
-            return None
-        try:
-            amount = money.to_nano(text)
-        except ValueError as exc:
-            raise ValidationError({name: str(exc)}) from None
-        if metric != Limit.Metric.COST:
-            amount, decimals = divmod(amount, money.ONE)
-            if decimals:
-                raise ValidationError({name: "Write a whole number."})
-        return amount
+    def _update_errors(self, errors: ValidationError) -> None:
+        """Of the model: while an amount cannot be read, nothing is said of what raises it."""
+        if {"amount", "override_amount"} & {*self.errors} and hasattr(errors, "error_dict"):
+            errors.error_dict.pop("override_amount", None)
+        super()._update_errors(errors)  # type: ignore[misc]
+
+
+def _quantity(text: str, metric: str) -> int | None:
+    """None: nothing was written. Raises ValueError saying what to write."""
+    if not text.strip():
+        return None
+    amount = money.to_nano(text)
+    if metric != Limit.Metric.COST:
+        amount, decimals = divmod(amount, money.ONE)
+        if decimals:
+            raise ValueError("Write a whole number.")
+    return amount
 
 
 class OwnersLimitForm(AmountsForm):

@@ -566,7 +566,8 @@ def test_a_cost_is_written_in_units_of_the_currency(signed_in):
     ],
 )
 def test_a_limit_that_makes_no_sense_is_refused(signed_in, wrong):
-    assert signed_in.post(url_of(Limit, "add"), limit_form(**wrong)).status_code == 200
+    answer = signed_in.post(url_of(Limit, "add"), limit_form(**wrong))
+    assert len(answer.context["errors"]) == 1
     assert not Limit.objects.exists()
 
 

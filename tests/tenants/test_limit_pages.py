@@ -63,6 +63,9 @@ def test_t6_an_owner_limits_nobody_elses(client, acme, other, alice, charlie):
     ({"amount": "-1"}, "amount"),
     ({"amount": "many"}, "amount"),
     ({"amount": "9" * 39}, "amount"),
+    ({"metric": "cost", "amount": "25,50"}, "amount"),
+    ({"amount": "x", "override_amount": "900", "override_until": "2099-01-01T00:00"}, "amount"),
+    ({"amount": ""}, "amount"),
     ({"window": "none"}, "window"),
     ({"metric": "concurrent"}, "window"),
     ({"window": "seconds"}, "window_seconds"),
@@ -75,8 +78,21 @@ def test_t6_an_owner_limits_nobody_elses(client, acme, other, alice, charlie):
 ])  # fmt: skip
 def test_what_makes_no_sense_is_said_beside_the_field(client, acme, alice, fields, beside):
     client.force_login(alice)
-    assert beside in errors(post(client, acme, whom=f"tenant:{acme.pk}", **fields))
+    found = errors(post(client, acme, whom=f"tenant:{acme.pk}", **fields))
+    assert {name: len(said) for name, said in found.items()} == {beside: 1}, found
     assert not Limit.objects.exists()
+
+
+@pytest.mark.parametrize("fields", [
+    {"amount": "-1"},
+    {"amount": "x", "override_amount": "900", "override_until": "2099-01-01T00:00"},
+    {"amount": "500", "override_amount": "x", "override_until": "2099-01-01T00:00"},
+])  # fmt: skip
+def test_a_changed_limit_has_one_error_for_one_mistake(client, acme, alice, fields):
+    limit = make_limit(1000, tenant=acme, window="day", managed_by=acme)
+    client.force_login(alice)
+    found = errors(client.post(reverse("limit_edit", args=[limit.pk]), {"mode": "enforce", **fields}))
+    assert [len(said) for said in found.values()] == [1], found
 
 
 def test_costs_are_written_in_the_currency_and_shown_so_again(client, acme, alice):
