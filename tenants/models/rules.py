@@ -211,7 +211,8 @@ class Limit(Audited):
         window = f"{self.window_seconds} s" if self.window == self.Window.SECONDS else self.window
         amount = money.shown(self.amount) if self.metric == self.Metric.COST else self.amount
         per = "" if self.metric == self.Metric.CONCURRENT else f" per {window}"
-        return f"{amount} {self.metric}{per} for {self.subject}"
+        of = f" of {self.model}" if self.model else ""
+        return f"{amount} {self.metric}{per}{of} for {self.subject}"
 
     @property
     def override_holds(self) -> bool:
@@ -230,6 +231,10 @@ class Limit(Audited):
         if self.managed_by_id and self.scope in (self.Scope.DEFAULT, self.Scope.ADDRESS):
             raise ValidationError(
                 {"scope": f"Owners of {self.managed_by} made it: it stays for a tenant, user or key."}
+            )
+        if not set("*?[]").isdisjoint(self.model):
+            raise ValidationError(
+                {"model": "A limit holds for one model, not for a pattern: name it, as qwen3:8b, or leave this empty."}
             )
         if (self.metric == self.Metric.CONCURRENT) != (self.window == self.Window.NONE):
             raise ValidationError({"window": "Concurrent calls have no window, every other metric has one."})

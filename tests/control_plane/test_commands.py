@@ -124,6 +124,7 @@ REFUSED = [
     ("add_ip_rule 10.0.0.0/8 allow --key nope", "no key with the prefix"),
     ("set_limit --tenant nope --metric tokens --window day --amount 1", "manage.py create_tenant nope"),
     ("set_limit --tenant acme --metric tokens --amount 1", "Concurrent calls have no window"),
+    ("set_limit --tenant acme --metric tokens --window day --amount 1 --model qwen*", "not for a pattern"),
     ("set_limit --tenant acme --metric concurrent --window day --amount 1", "Concurrent calls have no window"),
     ("set_limit --tenant acme --metric tokens --window day --amount 1 --raise-to 5", "--until together"),
     ("set_limit --tenant acme --metric tokens --window day --amount 5 --raise-to 5 --until 2099-01-01", "raises the"),
