@@ -6,13 +6,14 @@ The row in the database is all that pages know of a job: it survives the page, a
 import asyncio
 import logging
 import threading
+import time
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 import httpx
 import orjson
-from django.db import IntegrityError, connections, transaction
+from django.db import DatabaseError, IntegrityError, InterfaceError, connections, transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -36,6 +37,8 @@ State = ModelJob.State
 NOTE_SECONDS = 1.0
 # How long a backend may say nothing: it reads whole models from slow disks, and checks what it pulled.
 SILENCE_SECONDS = 900.0
+# For so long it is tried to write how a job ended.
+FINISH_SECONDS = 600.0
 MAX_LINE = 64 << 10
 
 # What Ollama says, and what to make of it. Anything else stays in its log (B15).
@@ -112,12 +115,13 @@ class Work:
     def __init__(self, job_id: int) -> None:
         self.job_id = job_id
         self.progress = Progress()
+        self._misses = False  # the database did not answer when it was last asked
 
     async def run(self) -> None:
         self._database = WorkThread(f"job {self.job_id} database")
         try:
             state, problem = await self._outcome()
-            await self._database.run(self._finish, state, problem)
+            await self._end(state, problem)
         finally:
             self._database.stop(connections.close_all)
 
@@ -129,7 +133,7 @@ class Work:
         doing = asyncio.create_task(self._do(action, model, backend, policy))
         while not doing.done():
             await asyncio.wait({doing}, timeout=NOTE_SECONDS)
-            if not doing.done() and await self._database.run(self._note):
+            if not doing.done() and await self._is_unwanted():
                 doing.cancel()
         try:
             await doing
@@ -140,6 +144,36 @@ class Work:
         except (httpx.HTTPError, TimeoutError, OSError) as exc:
             return State.FAILED, problem_of(exc)
         return State.DONE, ""
+
+    async def _is_unwanted(self) -> bool:
+        """As _note; False where the database does not answer, which is asked again in a second: a pull takes hours."""
+        try:
+            unwanted = await self._database.run(self._note)
+        except (DatabaseError, InterfaceError) as exc:
+            await self._note_miss(exc)
+            return False
+        self._misses = False
+        return unwanted
+
+    async def _end(self, state: State, problem: str) -> None:
+        deadline = time.monotonic() + FINISH_SECONDS
+        while True:
+            try:
+                await self._database.run(self._finish, state, problem)
+            except (DatabaseError, InterfaceError) as exc:
+                await self._note_miss(exc)
+            else:
+                return
+            if time.monotonic() > deadline:
+                logger.error("That the job %d is %s could not be written down", self.job_id, state)
+                return
+            await asyncio.sleep(NOTE_SECONDS)
+
+    async def _note_miss(self, exc: Exception) -> None:
+        if not self._misses:
+            logger.warning("The job %d waits for the database (%s)", self.job_id, type(exc).__name__)
+        self._misses = True
+        await self._database.run(connections.close_all)
 
     async def _do(self, action: str, model: str, backend: Backend, policy: Policy | None) -> None:
         async with reach(backend) as reached:

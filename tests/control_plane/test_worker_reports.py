@@ -1,17 +1,21 @@
 """What workers tell the pages, on both databases: counted once, bounded, and gone when it is old."""
 
+import asyncio
+import itertools
 import time
 from datetime import timedelta
 
 import pytest
-from django.db import DatabaseError
+from django.db import DatabaseError, InterfaceError, OperationalError
 from django.utils import timezone
 
 from gateway_site import dashboard
-from proxy import worker_reports
+from proxy import model_jobs, worker_reports
 from proxy.dependants import dependants
-from proxy.model_jobs import Progress
+from proxy.fake_ollama import FakeOllama
+from proxy.model_jobs import Progress, Work
 from proxy.models import Backend, BackendReport, ConfigRevision, ModelAlias, ModelJob, RefusalCount, WorkerReport
+from proxy.snapshot import Backend as BackendRule
 from proxy.worker_reports import MOST_SUBJECTS, Status, WorkerReports
 from tests.factories import make_admin, make_backend, make_key
 
@@ -161,3 +165,62 @@ def test_what_a_backend_says_is_one_short_line():
     progress.read({"status": "pulling\n\x1b[31m" + "x" * 500})
     assert progress.status.startswith("pulling[31mx")
     assert len(progress.status) <= 200
+
+
+class UnsteadyWork(Work):
+    """A pull whose database fails as it is told to: `failures` are raised in turn, None lets one through."""
+
+    def __init__(self, url, failures):
+        super().__init__(7)
+        self.url = url
+        self.failures = iter(failures)
+        self.notes, self.ends = [], []
+
+    def _fail(self):
+        failure = next(self.failures, None)
+        if failure is not None:
+            raise failure
+
+    def _read(self):
+        return "pull", "phi4", BackendRule(1, "one", self.url, True, 4, None, "wire"), None
+
+    def _note(self):
+        self._fail()
+        self.notes.append(self.progress.status)
+        return False
+
+    def _finish(self, state, problem):
+        self._fail()
+        self.ends.append((state, problem))
+
+
+AWAY = [OperationalError("database is locked"), InterfaceError("connection already closed")]
+
+
+async def test_s1_a_pull_goes_on_while_the_database_does_not_answer(monkeypatch, caplog):
+    monkeypatch.setattr(model_jobs, "NOTE_SECONDS", 0.01)
+    async with FakeOllama(models=["phi4"]) as fake:
+        fake.faults(path="/api/pull", hang_after_chunks=2)
+        work = UnsteadyWork(fake.url, [None, *AWAY, None, *AWAY])
+        running = asyncio.ensure_future(work.run())
+        async with asyncio.timeout(30):
+            while len(work.notes) < 3:  # one after each of its absences
+                assert not running.done()
+                await asyncio.sleep(0.005)
+            work.failures = iter(AWAY)
+            fake.release()
+            await running
+    assert work.ends == [("done", "")]
+    assert caplog.text.count("waits for the database") == 3
+    assert "could not be written" not in caplog.text
+
+
+async def test_s1_a_pull_whose_end_cannot_be_written_says_so_and_ends(monkeypatch, caplog):
+    monkeypatch.setattr(model_jobs, "NOTE_SECONDS", 0.01)
+    monkeypatch.setattr(model_jobs, "FINISH_SECONDS", 0.05)
+    async with FakeOllama(models=["phi4"]) as fake:
+        work = UnsteadyWork(fake.url, itertools.repeat(AWAY[0]))
+        async with asyncio.timeout(30):
+            await work.run()
+    assert not work.ends
+    assert "That the job 7 is done could not be written down" in caplog.text
