@@ -8,6 +8,7 @@ import yaml
 
 from proxy.declared.kinds import KINDS
 from proxy.declared.world import World
+from tenants.models import IPRule, Limit
 
 HEAD = """\
 # What this gateway is configured to do. To have it so elsewhere: manage.py apply FILE
@@ -36,6 +37,11 @@ def export(out: TextIO) -> None:
             out.write(f"# {len(kind.twins)} more of {kind.section} say what others say already: {_named(kind)}\n")
     if empty:
         out.write("\n{}\n")
+    limits, rules = Limit.objects.exclude(managed_by=None).count(), IPRule.objects.filter(by_owners=True).count()
+    if limits or rules:
+        out.write(
+            f"\n# Not in here, being theirs: limits that owners of tenants set ({limits}), and IP rules ({rules}).\n"
+        )
 
 
 def _named(kind: Any) -> str:

@@ -491,6 +491,8 @@ def test_what_was_archived_does_not_come_back_by_being_named(apply, acme):
 def test_the_limits_that_owners_set_are_theirs(apply, acme):
     Limit.objects.create(scope="tenant", tenant=acme, metric="requests", window="day", amount=5, managed_by=acme)
     assert "limits:" not in exported()
+    assert exported().endswith("limits that owners of tenants set (1), and IP rules (0).\n")
+    assert apply(exported())["changes"] == []
     assert apply("limits: []\n", "--prune", "--yes")["changes"] == []
     apply("limits:\n- {for: {tenant: acme}, metric: requests, window: day, amount: 9}\n")
     assert sorted(Limit.objects.values_list("amount", flat=True)) == [5, 9]

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from proxy.cors import EXPOSED_HEADERS
+from proxy.dialects import ANTHROPIC
 from proxy.fake_ollama import routing
 from proxy.routes import _WITH_PARAMETER, ROUTES, Kind, Right, belongs_to_calls, find
 from tests.proxy.odd_paths import MANAGEMENT, odd_spellings
@@ -29,6 +31,14 @@ def test_every_route_is_in_the_documentation():
     paths = {route.path for methods in ROUTES.values() for route in methods.values()}
     paths |= {route.path for route in _WITH_PARAMETER}
     assert not {path for path in paths if not re.search(rf"[` ]{re.escape(path)}`", text)}
+
+
+def test_every_header_that_pages_may_read_is_in_the_documentation():
+    text = (Path(__file__).parents[2] / "docs" / "api.md").read_text().partition("| Header of an answer |")[2]
+    assert "`x-ratelimit-limit-*`, `-remaining-*`, `-reset-*`" in text
+    names = {name for name in EXPOSED_HEADERS if not name.startswith("x-ratelimit-")}
+    names |= {name.decode() for name in ANTHROPIC.id_headers}
+    assert not {name for name in names if f"`{name}`" not in text}
 
 
 def test_p2_management_needs_the_right_to_manage():
