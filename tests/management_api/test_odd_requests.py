@@ -169,6 +169,9 @@ def test_usage_is_that_of_the_pages(alice, charlie, acme, other, program):
         said = program(alice).get(f"usage?by={by}").json()
         assert (said["total"]["requests"], said["total"]["cost"], said["total"]["unpriced"]) == (3, "1.5", 1)
         assert sum(line["requests"] for line in said["lines"]) == 3
+    unpriced = DailyUsage.objects.filter(tenant=acme)
+    unpriced.update(cost_nano=0, unpriced=3)
+    assert program(alice).get("usage").json()["total"]["cost"] is None  # which is not 0
     assert (said["until"], len(program(alice).get("usage").json()["lines"])) == (str(day), 30)
     assert program(charlie).get("usage").json()["total"]["requests"] == 5
     assert error(program(charlie).get("usage?tenant=acme"), 422) == ("unknown_tenant", "tenant")

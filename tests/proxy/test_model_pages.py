@@ -59,10 +59,11 @@ def test_an_owner_sees_size_context_place_warmth_and_price(fleet, alice, acme):
     found, _ = models_seen(alice)
     assert set(found) == {"llama3.2:latest", "qwen3:8b", "nomic-embed-text:latest", "small:latest"}
     llama = found["llama3.2:latest"]
-    for told in ("3.2B", "Q4_K_M", "1.9 GB", "8,192 of 131,072", "gpu1 warm", "gpu2 on disk",
+    for told in ("3.2B", "Q4_K_M", "2 GB", "8,192 of 131,072", "gpu1 warm", "gpu2 on disk",
                  "0.15 per 1 M prompt tokens", "0.6 per 1 M answer tokens"):  # fmt: skip
         assert told in llama
-    assert "16,384" in found["qwen3:8b"]
+    assert "16,384 of 131,072" in found["qwen3:8b"]
+    assert "4,096 of 131,072" in found["nomic-embed-text:latest"]  # what a call gets, loaded or not
     assert "0.0002 per GPU-second" in found["qwen3:8b"]
     assert "0.3 per kWh × 350 W" in found["qwen3:8b"]
     assert found["nomic-embed-text:latest"].endswith(" 0")

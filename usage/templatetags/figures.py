@@ -29,6 +29,16 @@ def compact(number: int) -> str:
 
 
 @register.filter
+def size(count: int) -> str:
+    """Bytes as Ollama writes them: 2019393189 → 2.0 GB, of a thousand MB each."""
+    for limit, unit in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "KB")):
+        if count >= limit:
+            scaled = count / limit
+            return f"{int(scaled)} {unit}" if scaled >= 10 or scaled == int(scaled) else f"{scaled:.1f} {unit}"
+    return f"{count} B"
+
+
+@register.filter
 def amount(nano: int) -> str:
     """Without the currency, for a column: four decimals, six where they would all be 0."""
     return f"{nano / NANO:,.{6 if 0 < abs(nano) < 50_000 else 4}f}"

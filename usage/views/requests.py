@@ -43,6 +43,7 @@ def requests(request: PersonRequest, names: Names) -> HttpResponse:
         "scope": scope,
         "problem": problem,
         "page": found,
+        "by_id": bool(filters.id),
         "newer": address("requests", scope, query, page=str(found.newer)) if found.newer else "",
         "older": address("requests", scope, query, page=str(found.older)) if found.older else "",
         "newest": address("requests", scope, query) if cursor else "",
