@@ -13,6 +13,7 @@ def site(request: HttpRequest) -> dict[str, object]:
         "demo": settings.DEMO,
         "email_is_sent": settings.EMAIL_IS_SENT,
         "has_accounts": User.objects.exists,  # asked only where a page wants to know
+        "may_have_keys": bool(known and known.tenants_for_keys().exists()),
         "owns_a_tenant": bool(known and known.tenants_owned().exists()),
         "tenants_keeping_texts": list(known.tenants_with_role(*Role.values).filter(keeps_texts=True)) if known else [],
     }

@@ -80,7 +80,7 @@ def keys(request: PersonRequest) -> HttpResponse:
         "shows_revoked": shows_revoked,
         "any_revoked": visible.exclude(revoked_at=None).exists(),
         "several_tenants": request.user.tenants_for_keys().count() > 1,
-        "shows_people": request.user.tenants_owned().exists(),
+        "owned": request.user.tenants_owned().count(),
     }
     return render(request, "tenants/keys/list.html", context)
 

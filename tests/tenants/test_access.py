@@ -291,3 +291,20 @@ def test_t2_only_listed_filters_are_taken(client, bob, page, query):
     answer = client.get(reverse(page) + query)
     assert answer.status_code == 400
     assert len(answer.content) > 20
+
+
+def test_the_live_page_says_twice_whose_calls_it_shows(client, cast, other):
+    whose = {
+        "loner": "Your calls",
+        "member": "Your calls",
+        "viewer": "The calls of your tenant",
+        "owner": "The calls of your tenant, and your own elsewhere",
+        "root": "The calls of all tenants",
+    }
+    Membership.objects.create(user=cast["owner"], tenant=other)
+    for name, words in whose.items():
+        client.force_login(cast[name])
+        page = client.get("/live/").content.decode()
+        head, empty = f"{words} that run now", f"{words} are shown here."
+        assert head in page, name
+        assert empty in page, name

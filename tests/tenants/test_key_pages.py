@@ -8,7 +8,7 @@ from django.utils import timezone
 from django.utils.html import escape
 
 from tenants.keys import digest
-from tenants.models import ApiKey, Role, ShownOnce
+from tenants.models import ApiKey, Membership, Role, ShownOnce
 from tenants.views.keys import ON_A_PAGE
 from tests.factories import make_backend, make_key, make_tenant, make_user
 
@@ -330,6 +330,28 @@ def test_who_left_a_tenant_sees_none_of_its_keys(client, bob):
     bob.memberships.all().delete()
     client.force_login(bob)
     assert client.get(reverse("key", args=[key.prefix])).status_code == 404
+
+
+def test_the_menu_leads_to_keys_where_somebody_may_have_them(client, acme, alice, bob):
+    viewer, loner = make_user(tenant=acme, role=Role.VIEWER), make_user()
+    for person, shown in ((alice, True), (bob, True), (viewer, False), (loner, False)):
+        client.force_login(person)
+        for page in ("home", "usage", "requests"):
+            text = client.get(reverse(page)).content.decode()
+            assert ('href="/keys/"' in text) is shown, (page, person)
+
+
+def test_the_list_says_whose_keys_it_has(client, acme, other, alice, bob, root):
+    def said(person):
+        client.force_login(person)
+        return client.get(reverse("keys")).content.decode()
+
+    assert "All keys of the tenant that you own" in said(alice)
+    assert "What your programs call the gateway with" in said(bob)
+    for tenant in (acme, other):
+        Membership.objects.create(user=root, tenant=tenant, role=Role.OWNER)
+    assert "All keys of the tenants that you own" in said(root)
+    assert reverse("admin:tenants_apikey_changelist") in said(root)
 
 
 def test_a_viewer_has_no_keys(client, acme):

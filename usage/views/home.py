@@ -35,7 +35,6 @@ def home(request: PersonRequest, bars_of: Callable[[User], Sequence[object]]) ->
     return render(request, "usage/home.html", {
         **context,
         "keys": keys.filter(revoked_at=None).order_by("-created_at")[:SOME_KEYS],
-        "may_have_keys": request.user.tenants_for_keys().exists(),
     })  # fmt: skip
 
 
