@@ -2,6 +2,8 @@
 
 from decimal import Decimal, InvalidOperation
 
+from django.conf import settings
+
 DIGITS = 9
 ONE = 10**DIGITS
 # What a 64-bit column holds.
@@ -39,3 +41,8 @@ def shown(nano: int) -> str:
     whole, rest = divmod(abs(nano), ONE)
     decimals = f"{rest:0{DIGITS}d}".rstrip("0")
     return f"{'-' if nano < 0 else ''}{whole}{'.' if decimals else ''}{decimals}"
+
+
+def with_currency(nano: int) -> str:
+    """150000000 → "0.15 EUR"."""
+    return f"{shown(nano)} {settings.GATEWAY.currency}"

@@ -82,4 +82,4 @@ class LimitAdmin(admin.ModelAdmin):
 
 
 def _written(limit: Limit, amount: int) -> str:
-    return money.shown(amount) if limit.metric == Limit.Metric.COST else f"{amount:,}"
+    return money.with_currency(amount) if limit.metric == Limit.Metric.COST else f"{amount:,}"

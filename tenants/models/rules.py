@@ -209,10 +209,10 @@ class Limit(Audited):
 
     def __str__(self) -> str:
         window = f"{self.window_seconds} s" if self.window == self.Window.SECONDS else self.window
-        amount = money.shown(self.amount) if self.metric == self.Metric.COST else self.amount
+        amount = money.with_currency(self.amount) if self.metric == self.Metric.COST else f"{self.amount} {self.metric}"
         per = "" if self.metric == self.Metric.CONCURRENT else f" per {window}"
         of = f" of {self.model}" if self.model else ""
-        return f"{amount} {self.metric}{per}{of} for {self.subject}"
+        return f"{amount}{per}{of} for {self.subject}"
 
     @property
     def override_holds(self) -> bool:

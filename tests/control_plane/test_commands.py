@@ -269,7 +269,7 @@ def test_set_limit_changes_the_row_of_the_same_kind_only(cast):
 
 
 def test_a_budget_is_written_in_units_of_the_currency(cast):
-    assert "25.5 cost per month for acme" in run("set_limit --tenant acme --metric cost --window month --amount 25.50")
+    assert "25.5 EUR per month for acme" in run("set_limit --tenant acme --metric cost --window month --amount 25.50")
     assert Limit.objects.get().amount == 25_500_000_000
 
 

@@ -106,6 +106,15 @@ def test_costs_are_written_in_the_currency_and_shown_so_again(client, acme, alic
     assert "40.00 EUR" in client.get(reverse("limits")).content.decode()
 
 
+def test_a_cost_is_told_with_its_currency(client, acme, alice, settings):
+    client.force_login(alice)
+    fields = {"whom": f"tenant:{acme.pk}", "metric": "cost", "window": "month", "amount": "12.5"}
+    currency = settings.GATEWAY.currency
+    answer = client.post(reverse("limit_new", args=[acme.pk]), {"mode": "enforce", **fields}, follow=True)
+    assert f"12.5 {currency} per month for acme: it holds within a second." in answer.content.decode()
+    assert f"12.5 {currency} per month for acme" in client.get(reverse("changes")).content.decode()
+
+
 def test_a_change_keeps_whom_it_is_for_and_deleting_asks_first(client, acme, alice, other):
     row = make_limit(5, tenant=acme, window="day", managed_by=acme)
     client.force_login(alice)
