@@ -181,6 +181,10 @@ class Call:
         self.deadline = time.monotonic() + seconds if seconds else 0.0
         self.deadline_reason = reason
 
+    def end_within(self, seconds: float) -> None:
+        """Bounds the whole call, from its beginning; 0: no bound."""
+        self.total_deadline = self.started_at + seconds if seconds else 0.0
+
     @property
     def address_text(self) -> str:
         """ "" for a peer without an address. Written once a call: that takes over a microsecond."""

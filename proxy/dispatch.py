@@ -170,7 +170,7 @@ class Dispatch:
         call, fleet = self.call, self.runtime.fleet
         assert call.model is not None
         assert call.route is not None
-        call.total_deadline = call.started_at + self.runtime.configuration.total_seconds
+        call.end_within(self.runtime.configuration.total_seconds)
         needs_slot = call.route.kind is not Kind.SHOW
         tried: list[str] = []
         fleet.call_began()

@@ -54,7 +54,7 @@ class PassedCall(ManagementCall):
         if answer.status != 200:
             raise await refusal_of(answer, call)
         gap = self.runtime.configuration.gap_seconds
-        call.total_deadline = call.started_at + self.runtime.configuration.total_seconds
+        call.end_within(self.runtime.configuration.total_seconds)
         call.expect_within(gap, Interruption.GAP)
         kind = answer.header(b"content-type")
         call.stream = passed.is_stream(kind)

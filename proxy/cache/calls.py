@@ -217,7 +217,7 @@ class SharingCall(Dispatch):
         self.verdict = b"MISS" if what == MISSES else b"COALESCED"
         if what == MISSES:
             self._count(MISSES)
-        call.total_deadline = call.started_at + self.runtime.configuration.total_seconds
+        call.end_within(self.runtime.configuration.total_seconds)
         if flight.made is not None and flight.made.dispatched_at:
             call.deadline_reason = Interruption.FIRST_BYTE  # for the live pages
         try:

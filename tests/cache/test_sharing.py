@@ -316,3 +316,21 @@ async def test_a_backend_that_is_silent_for_too_long_fails_all_who_wait(fake, tm
         assert [answer.status for answer in answers] == [504, 504]
         assert home.ledger.of("outcome") == ["timeout"] * 2
     fake.release()
+
+
+@pytest.mark.parametrize("policy", ["off", "all"])
+@pytest.mark.parametrize(("seconds", "outcome"), [(0.0, "ok"), (1e-6, "timeout")])
+async def test_a_call_may_take_so_long_in_all_and_as_long_as_it_takes_where_that_is_0(
+    fake, tmp_path, policy, seconds, outcome
+):
+    fake.reset()
+    fake.faults(tokens=TOKENS, hang_after_chunks=2, path="/api/chat", model=MODEL)
+    async with house(
+        [fake], tmp_path, f"{MODEL}:latest", policy=policy, total_seconds=seconds, metrics_enabled=False
+    ) as home:
+        asked = asyncio.ensure_future(home.ask("/api/chat", body("/api/chat")))
+        await home.until(lambda: fake.gate.waiting == 1)
+        home.runtime._sweep()
+        fake.release()
+        await asked
+        assert home.ledger.of("outcome") == [outcome]
