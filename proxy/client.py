@@ -49,6 +49,12 @@ class Client:
         """A header of which there is one; of several, the last."""
         return self.fields.get(name)
 
+    def listed(self, name: bytes) -> bytes | None:
+        """A header that is a list, which several lines of the name make together (RFC 9110 §5.3)."""
+        if name not in self.fields:
+            return None
+        return b",".join([value for other, value in self.headers if other == name])
+
     async def body(self, limit: int) -> bytes:
         """The whole body. Raises TooLarge as soon as it is known to be, ClientGone, BadRequest."""
         declared = self.header(b"content-length")

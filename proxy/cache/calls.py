@@ -72,7 +72,7 @@ class SharingCall(Dispatch):
         assert call.route is not None
         assert call.model is not None
         path = call.route.path
-        wish = policy.wish_of(client.header(b"cache-control"))
+        wish = policy.wish_of(client.listed(b"cache-control"))
         if not wish.may_keep or not policy.may_share(rule.policy, path, self.request):
             return None
         digest = await self._digest()

@@ -206,10 +206,15 @@ async def test_an_answer_that_is_cut_by_its_own_cap_is_what_was_asked_for(home, 
 
 @pytest.mark.parametrize(
     ("said", "first", "then"),
-    [(b"no-cache", "MISS", "HIT"), (b"no-store", "BYPASS", "MISS")],
+    [
+        ([b"no-cache"], "MISS", "HIT"),
+        ([b"no-store"], "BYPASS", "MISS"),
+        ([b"no-store", b"max-age=0"], "BYPASS", "MISS"),
+        ([b"max-age=0", b"no-cache", b"private"], "MISS", "HIT"),
+    ],
 )
 async def test_a_client_can_have_it_generated_anew(home, fake, said, first, then):
-    headers = [(b"cache-control", said)]
+    headers = [(b"cache-control", line) for line in said]
     asked = len(calls(fake))
     assert await verdicts(home, chat(), headers=headers) == [first]
     assert await verdicts(home, chat()) == [then]
