@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -239,3 +240,37 @@ async def test_without_script_there_is_no_button_that_does_nothing(browser, demo
     await expect(page.locator("#requests tbody tr").first).to_be_visible()
     await expect(page.locator("#follow")).to_be_hidden()
     await context.close()
+
+
+# Fields of filters that stand beyond the card they are in, in pixels.
+BEYOND = """() => [...document.querySelectorAll(".filters")].flatMap((filters) => {
+    const edge = filters.getBoundingClientRect().right;
+    return [...filters.querySelectorAll("input, select")]
+        .map((field) => [field.name, Math.round(field.getBoundingClientRect().right - edge)])
+        .filter(([name, beyond]) => beyond > 0);
+})"""
+
+
+@pytest.mark.parametrize("width", [320, 375])
+async def test_filters_fit_a_small_phone(visitor, screenshots, width):
+    await visitor.page.set_viewport_size({"width": width, "height": 800})
+    for path in ("/usage/", "/changes/", "/requests/"):
+        await visitor.open(path)
+        if os.getenv("SCREENSHOTS"):
+            await visitor.page.screenshot(
+                path=screenshots / f"phone-{width}{path.replace('/', '-')}.png", caret="initial"
+            )
+        assert await visitor.overflow() <= 0, path
+        assert await visitor.page.evaluate(BEYOND) == [], path
+    await visitor.page.set_viewport_size({"width": 1280, "height": 900})
+
+
+async def test_the_menu_is_one_row_on_every_page_of_an_administrator(visitor, screenshots):
+    heights = {}
+    for path in ("/", "/usage/", "/requests/", "/playground/", "/people/"):
+        await visitor.open(path)
+        box = await visitor.page.locator(".topbar").bounding_box()
+        heights[path] = round(box["height"])
+        if os.getenv("SCREENSHOTS"):
+            await visitor.page.screenshot(path=screenshots / f"menu{path.replace('/', '-')}.png", caret="initial")
+    assert max(heights.values()) < 70, heights
