@@ -1,7 +1,7 @@
 """What all commands of the shell administration have in common, so that scripts can rely on it (design §10).
 
 One result on stdout, with --json as one JSON object; exit 0 done, also when it already was so; 1 refused, with one
-line on stderr that says what to do next; 2 wrong usage.
+line on stderr that says what to do next; 2 wrong usage. That line begins with "Refused:", whatever the command.
 """
 
 import argparse
@@ -20,19 +20,22 @@ from django.utils.dateparse import parse_date, parse_datetime
 
 from tenants.models import ApiKey, Tenant, User
 
+# Of the names that there are, in a refusal of one that there is not.
+MOST_NAMED = 20
+
 
 class Refused(CommandError):
-    """What was asked for is not done. The text is one sentence on why, and one on what to do next."""
+    """What was asked for is not done. The text is one sentence on why, and one on what to do next.
 
-    def __init__(self, message: str) -> None:
-        super().__init__(one_line(message), returncode=1)
+    `further`: lines of their own, where there is more than one thing to say.
+    """
+
+    def __init__(self, message: str, *further: str, returncode: int = 1) -> None:
+        super().__init__("\n".join(map(one_line, (message, *further))), returncode=returncode)
 
 
 class WrongUsage(CommandError):
-    """Options that do not fit each other, where argparse cannot tell."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(one_line(message), returncode=2)
+    """Options that do not fit each other, where argparse cannot tell. To who runs the command it is a refusal."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,9 @@ def refusals() -> Iterator[None]:
     """Foreign exceptions become refusals here, so that bad input never ends in a traceback."""
     try:
         yield
+    except WrongUsage as exc:
+        # Django prints the name of the class.
+        raise Refused(str(exc), returncode=2) from None
     except ValidationError as exc:
         raise Refused(explanation(exc)) from exc
     except IntegrityError as exc:
@@ -114,7 +120,12 @@ def save_changes(row: models.Model, **values: Any) -> bool:
 
 
 def tenant_named(name: str, *, archived: bool = False) -> Tenant:
+    """`archived`: also one that is archived, for what is done with tenants that there are."""
     tenant = Tenant.objects.filter(name=name).first()
+    if tenant is None and archived:
+        known = list(Tenant.objects.order_by("name").values_list("name", flat=True)[: MOST_NAMED + 1])
+        more = " …" if len(known) > MOST_NAMED else ""
+        raise Refused(f"There is no tenant “{name}”. There are: {', '.join(known[:MOST_NAMED]) or 'none'}{more}.")
     if tenant is None:
         raise Refused(f"There is no tenant “{name}”. Create it with: manage.py create_tenant {name}")
     if tenant.archived_at and not archived:
@@ -136,7 +147,7 @@ def key_with_prefix(text: str) -> ApiKey:
     prefix = text.removeprefix("ogw_").split("_")[0]
     key = ApiKey.objects.filter(prefix=text).first() or ApiKey.objects.filter(prefix=prefix).first()
     if key is None:
-        raise Refused(f"There is no key with the prefix “{prefix[:16]}”. The admin lists keys with their prefixes.")
+        raise Refused(f"There is no key with the prefix “{prefix[:16]}”. They are shown by: manage.py list_keys --all")
     return key
 
 

@@ -428,11 +428,26 @@ def test_exit_codes_and_streams_of_a_real_process(shell):
     assert (wrong.returncode, wrong.stdout) == (2, "")
     policy = shell("set_model_policy", "*")
     assert (policy.returncode, policy.stdout) == (2, "")
+    assert policy.stderr.startswith("Refused: Give at least one of ")
+    for words in (["purge_cache"], ["apply", "gone.yaml"], ["serve", "--tls-cert", "gone.pem"]):
+        said = shell(*words).stderr
+        assert said.startswith("Refused: "), (words, said)
+        assert said.count("\n") == 1, (words, said)
     admin = shell("create_admin", stdin=PASSWORD + "\n")
     assert (admin.returncode, admin.stderr) == (0, "")
     not_utf8 = shell("create_tenant", os.fsdecode(b"\xff"))
     assert (not_utf8.returncode, not_utf8.stderr.count("\n")) == (1, 1)
     assert "Traceback" not in not_utf8.stderr
+
+
+def test_what_is_to_be_there_is_not_said_to_need_making(acme, other):
+    for line in (
+        "purge_cache --tenant nosuch",
+        "list_keys --tenant nosuch",
+        "remove_ip_rule 10.0.0.0/8 --tenant nosuch",
+    ):
+        assert refusal(line) == "There is no tenant “nosuch”. There are: acme, other."
+    assert "manage.py list_keys --all" in refusal("revoke_key zzz")
 
 
 def test_a_dead_database_is_a_refusal(shell, postgres_url):

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import CommandError, CommandParser
+from django.core.management.base import CommandParser
 
 from proxy.declared.applying import Outcome, Refused, apply
 from proxy.declared.document import MAX_BYTES
@@ -47,8 +47,8 @@ class Command(AdministrationCommand):
                 self.ask(apply(raw, dry_run=True, **how), may_ask=file != "-")
             outcome = apply(raw, dry_run=dry_run, **how)
         except Refused as exc:
-            lines = [f"{file}: {one_line(str(problem))}" for problem in exc.problems]
-            raise CommandError("\n".join(lines), returncode=1) from None
+            lines = [f"{file}: {problem}" for problem in exc.problems]
+            raise RefusedCommand(*lines) from None
         data = {"dry_run": dry_run, "changes": [as_data(change) for change in outcome.changes], "keys": outcome.keys}
         return Result(report(outcome, dry_run=dry_run), data, changed=bool(outcome.changes) and not dry_run)
 

@@ -15,10 +15,11 @@ from typing import Any
 import httpx
 from django.conf import settings
 from django.core.management import call_command
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand
 from django.db import connection
 
 from proxy import demo
+from tenants.management.administration import Refused
 
 START_SECONDS = 60.0
 
@@ -40,7 +41,7 @@ class Command(BaseCommand):
 
     def handle(self, *, host: str, port: int, **options: Any) -> None:
         if connection.vendor != "sqlite":
-            raise CommandError("The demo has a SQLite database of its own. Unset DATABASE_URL to run it.")
+            raise Refused("The demo has a SQLite database of its own. Unset DATABASE_URL to run it.")
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _stop)
         note = settings.DATA_DIR / "demo.json"
@@ -59,7 +60,7 @@ class Command(BaseCommand):
         try:
             made = demo.make(backends)
         except demo.NotADemo:
-            raise CommandError(
+            raise Refused(
                 f"{settings.DATA_DIR} holds an installation. Give the demo a directory of its own: DATA_DIR=…"
             ) from None
         connection.close()
@@ -76,7 +77,7 @@ class Command(BaseCommand):
         })  # fmt: skip
         self._explain(url, made)
         code = children[-1].wait()
-        raise CommandError(f"The gateway ended by itself (exit code {code}).")
+        raise Refused(f"The gateway ended by itself (exit code {code}).")
 
     def _explain(self, url: str, made: demo.Demo) -> None:
         key, cached = made.keys["app"], made.keys["cached"]
@@ -133,7 +134,7 @@ def _fake_ollama(children: list[subprocess.Popen[str]]) -> str:
     assert child.stdout is not None
     line = child.stdout.readline()
     if "http://" not in line:
-        raise CommandError("A fake Ollama did not start.")
+        raise Refused("A fake Ollama did not start.")
     return line.split()[-1]
 
 
@@ -142,14 +143,14 @@ def _wait_until_ready(url: str, server: subprocess.Popen[str]) -> None:
     with httpx.Client(trust_env=False) as client:
         while time.monotonic() < deadline:
             if server.poll() is not None:
-                raise CommandError("The gateway did not start; what it said is above.")
+                raise Refused("The gateway did not start; what it said is above.")
             try:
                 if client.get(f"{url}/readyz").status_code == 200:
                     return
             except httpx.TransportError:
                 pass
             time.sleep(0.1)
-    raise CommandError(f"The gateway was not ready within {START_SECONDS:.0f} s.")
+    raise Refused(f"The gateway was not ready within {START_SECONDS:.0f} s.")
 
 
 def _write(note: Path, content: dict[str, Any]) -> None:

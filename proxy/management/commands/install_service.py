@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import BaseCommand, CommandParser
 
 from gateway_site import services
 from gateway_site.environment import data_home
 from gateway_site.services import LABEL, NAME, Service
+from tenants.management.administration import Refused
 
 TEXTS = {"systemd": services.systemd, "launchd": services.launchd, "windows": services.windows}
 
@@ -33,7 +34,7 @@ class Command(BaseCommand):
     def handle(self, *, print: bool, system: str, user: str, arguments: list[str], **options: Any) -> str | None:
         is_root = hasattr(os, "geteuid") and os.geteuid() == 0
         if user and not is_root and not print:
-            raise CommandError("Only root may start it as another user: leave out --user, or use sudo.")
+            raise Refused("Only root may start it as another user: leave out --user, or use sudo.")
         user = user or (NAME if is_root and system != "windows" else "")
         service = Service(services.own_program(settings.BASE_DIR), _data(user), user, arguments)
         if user and Path("/root") in Path(service.program[-1]).parents:
@@ -82,9 +83,9 @@ def _exists(user: str) -> bool:
 
 def _put(path: Path, text: str) -> None:
     if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise CommandError(f"{path} is there and says something else. Compare it with --print, then remove it.")
+        raise Refused(f"{path} is there and says something else. Compare it with --print, then remove it.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as exc:
-        raise CommandError(f"{path} cannot be written ({exc.strerror}).") from None
+        raise Refused(f"{path} cannot be written ({exc.strerror}).") from None

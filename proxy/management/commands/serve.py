@@ -9,7 +9,7 @@ from typing import Any
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
 
@@ -17,6 +17,7 @@ from gateway_site import start
 from gateway_site.server import ServerOptions, run, tls
 from gateway_site.server.listeners import can_listen
 from tenants import first_run
+from tenants.management.administration import Refused
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +77,11 @@ class Command(BaseCommand):
         host, port = options["listen"] or (host, port)
         further = [each for each in (settings.METRICS_PORT, options["admin_port"]) if each]
         if port == settings.METRICS_PORT:
-            raise CommandError("METRICS_PORT is the gateway's own port. Leave it out, or choose another.")
+            raise Refused("METRICS_PORT is the gateway's own port. Leave it out, or choose another.")
         if options["admin_port"] in (port, settings.METRICS_PORT) and options["admin_port"]:
-            raise CommandError("The port of the pages is taken by calls or metrics. Leave it out, or choose another.")
+            raise Refused("The port of the pages is taken by calls or metrics. Leave it out, or choose another.")
         if workers > 1 and not settings.REDIS_URL and not settings.LIMITS_PER_WORKER:
-            raise CommandError(
+            raise Refused(
                 f"{workers} workers count limits together in Redis: set REDIS_URL. LIMITS_PER_WORKER=True accepts that "
                 f"each of them allows the whole amount of every limit."
             )
@@ -109,7 +110,7 @@ class Command(BaseCommand):
                 stall_seconds=settings.STALL_SECONDS,
             )
         except ValueError as exc:
-            raise CommandError(str(exc)) from None
+            raise Refused(str(exc)) from None
         # Where another program has the port, the link would lead to that one.
         if can_listen(chosen) and (link := link_to_first_run()):
             self.stdout.write(
@@ -125,11 +126,11 @@ def check_certificate(certificate: str | None, key: str | None) -> None:
     if not certificate and not key:
         return
     if not certificate or not key:
-        raise CommandError("--tls-cert and --tls-key: give both, or neither.")
+        raise Refused("--tls-cert and --tls-key: give both, or neither.")
     try:
         warning = tls.check(certificate, key)
     except tls.BadCertificate as exc:
-        raise CommandError(str(exc)) from None
+        raise Refused(str(exc)) from None
     if warning:
         logger.warning("%s", warning)
 
@@ -162,7 +163,7 @@ def prepare_rules(upstream: str, host: str, port: int, *, open_to_loopback: bool
         if open_to_loopback:
             start.open_to_loopback()
     except ImproperlyConfigured as exc:
-        raise CommandError(str(exc)) from None
+        raise Refused(str(exc)) from None
     except DatabaseError as exc:
         logger.warning("What this start was to set up is not set up; start again when the database answers (%s)", exc)
     finally:
@@ -191,9 +192,9 @@ def link_to_first_run() -> str | None:
 
 def check_for_daphne(workers: int, certificate: str | None) -> None:
     if workers > 1:
-        raise CommandError("Daphne runs in one process: leave out --workers, or use --server uvicorn.")
+        raise Refused("Daphne runs in one process: leave out --workers, or use --server uvicorn.")
     if certificate:
-        raise CommandError("--server daphne does not speak TLS: put a proxy in front, or use --server uvicorn.")
+        raise Refused("--server daphne does not speak TLS: put a proxy in front, or use --server uvicorn.")
 
 
 def _serve_on_daphne(options: ServerOptions) -> int:
@@ -211,7 +212,7 @@ def prepare_database() -> None:
             return
         if executor.loader.applied_migrations:
             names = ", ".join(f"{migration.app_label}.{migration.name}" for migration, _ in pending[:3])
-            raise CommandError(f"The database is not up to date ({names}). Run 'manage.py migrate' first.")
+            raise Refused(f"The database is not up to date ({names}). Run 'manage.py migrate' first.")
         call_command("migrate", verbosity=0)
     except DatabaseError as exc:
         # It may come later; until then calls are refused with 503, and the spool is kept.
