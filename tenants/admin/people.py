@@ -314,7 +314,7 @@ class InvitationAdmin(ReadOnlyAdmin):
                 self.message_user(request, f"The invitation was sent to {obj.email}.", messages.SUCCESS)
                 return to_list(self)
         page = HttpResponseRedirect(reverse("admin:tenants_invitation_link", args=[obj.pk]))
-        return shown_once.keep(request, page, made.link)
+        return shown_once.keep(request, page, invitations.hand_over(made))
 
     def show_link(self, request: HttpRequest, pk: int) -> HttpResponse:
         return showing_secret(self, request, pk, "admin/tenants/invitation/link.html", "The link of the invitation")

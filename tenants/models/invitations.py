@@ -30,6 +30,8 @@ class Invitation(Audited):
     created_at = models.DateTimeField(auto_now_add=True)
     expires_at = models.DateTimeField()
     withdrawn_at = models.DateTimeField(null=True, editable=False)
+    # Following a link that went by mail alone proves whose mailbox it is.
+    link_shown = models.BooleanField(default=False, db_default=False, editable=False)
     accepted_at = models.DateTimeField(null=True, editable=False)
     accepted_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, editable=False, related_name="+")
 

@@ -68,7 +68,7 @@ def _make_account(request: HttpRequest, found: Invitation) -> HttpResponse:
 
 def _made(form: NewAccountForm, found: Invitation) -> User | None:
     """The new account, in its tenant; None where the form says why there is none. Raises NotOpen."""
-    is_verified = settings.EMAIL_IS_SENT  # whoever has the link has the mailbox
+    is_verified = settings.EMAIL_IS_SENT and not found.link_shown  # whoever has the link has the mailbox
     if is_verified and invitations.is_taken(found.email):
         form.add_error(None, "There is an account with this address. Sign in to it, and follow the link again.")
         return None

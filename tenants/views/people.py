@@ -68,7 +68,7 @@ def invite(request: PersonRequest) -> HttpResponse:
         messages.success(request, f"The invitation is on its way to {new.row.email}.")
         return redirect("people")
     # The answer to the form, once: it is in no address and no session.
-    context = {"invitation": new.row, "link": new.link, "failed": settings.EMAIL_IS_SENT}
+    context = {"invitation": new.row, "link": invitations.hand_over(new), "failed": settings.EMAIL_IS_SENT}
     return render(request, "tenants/people/link.html", context)
 
 

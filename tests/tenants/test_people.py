@@ -63,6 +63,7 @@ def test_without_mail_the_link_is_shown_to_who_invites_once(client, acme, alice)
     assert link not in client.get(reverse("people")).content.decode()
     client.logout()
     assert client.get(link.removeprefix("http://localhost:8080")).status_code == 200
+    assert Invitation.objects.get().link_shown
 
 
 def test_a_mail_server_that_refuses_loses_no_invitation(client, acme, alice, settings, monkeypatch):
@@ -76,6 +77,11 @@ def test_a_mail_server_that_refuses_loses_no_invitation(client, acme, alice, set
     page = client.post(reverse("invite"), {"email": "nina@example.com", "tenant": acme.pk, "role": "member"})
     assert page.status_code == 200
     assert "did not take the message" in page.content.decode()
+    # Who was shown the link may follow it as well: it proves no mailbox.
+    path = page.context["link"].removeprefix(settings.SITE_URL)
+    client.logout()
+    assert client.post(path, ACCOUNT)["location"] == reverse("home")
+    assert not User.objects.get(username="nina").emailaddress_set.get().verified
 
 
 @pytest.mark.parametrize(
@@ -140,8 +146,9 @@ def test_an_account_needs_a_free_name_and_a_good_password(client, invited, chang
     assert User.objects.count() == 1
 
 
-def test_whose_mailbox_it_is_already_signs_in_instead(client, acme, invited, settings):
+def test_whose_mailbox_it_is_already_signs_in_instead(client, acme, alice, settings):
     settings.EMAIL_IS_SENT = True
+    invited = invitations.invite(acme, "nina@example.com", Role.MEMBER, alice)
     invitations.note_address(make_user("nina-of-old", email="nina@example.com"), "nina@example.com", verified=True)
     answer = client.post(path_of(invited), ACCOUNT)
     assert answer.status_code == 200
