@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from gateway_site import environment as env
-from gateway_site.command_line import execute
+from gateway_site.command_line import execute, refused
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 CONFIG = Path("~/.config/ollama-gateway")
@@ -68,7 +68,13 @@ class Account:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0: done, 1: refused, 2: wrong usage, 130: interrupted."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _done(sys.argv[1:] if arguments is None else arguments)
+    except env.WrongSetting as exc:
+        return refused(exc)
+
+
+def _done(arguments: list[str]) -> int:
     if arguments in ([], ["help"], ["-h"], ["--help"]):
         print(USAGE.format(data=env.text("DATA_DIR") or env.data_home()), end="")
         return 0

@@ -15,10 +15,15 @@ def execute(words: list[str]) -> int:
     from django.core.management import execute_from_command_line
 
     try:
-        # Loads them. Later a mistake in them would be a traceback, or an unknown command.
+        # Loads them. Django itself would hide a mistake in them at first, and call our commands unknown.
         settings.INSTALLED_APPS  # noqa: B018
+        execute_from_command_line(words)
     except WrongSetting as exc:
-        print(f"Refused: {exc}", file=sys.stderr)
-        return REFUSED
-    execute_from_command_line(words)
+        return refused(exc)
     return 0
+
+
+def refused(mistake: WrongSetting) -> int:
+    """The exit code."""
+    print(f"Refused: {mistake}", file=sys.stderr)
+    return REFUSED

@@ -126,6 +126,16 @@ def test_a_setting_that_cannot_be_is_one_line_whatever_the_command(program, name
     assert "secret" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("OLLAMA_GATEWAY_KEY", ["run", "phi4", "Hi"]), ("DATA_DIR", ["help"]), ("DATA_DIR", ["demo"])],
+)
+def test_nor_is_it_a_traceback_where_no_settings_are_read(name, arguments, monkeypatch, capsys):
+    monkeypatch.setenv(f"{name}_FILE", "/nowhere/file")
+    assert cli.main(arguments) == 1
+    assert capsys.readouterr().err == f"Refused: {name}_FILE='/nowhere/file': No such file or directory\n"
+
+
 def test_a_mistake_of_our_own_keeps_its_traceback(monkeypatch):
     def broken(words):
         raise ImproperlyConfigured("of a library")
