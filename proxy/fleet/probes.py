@@ -35,6 +35,8 @@ TAGS_SECONDS = 30.0
 SHORTEST_PAUSE = 0.1
 # What is shown of a backend's own words (B15).
 _VERSION = re.compile(r"[0-9A-Za-z.+-]{1,40}\Z")
+# Goes into records. What else a backend may say, such as a NUL, PostgreSQL would refuse them for.
+_DIGEST = re.compile(r"(?:sha256:)?[0-9a-f]{1,64}")
 
 
 def make_client(
@@ -141,9 +143,8 @@ def installed_models(answer: dict[str, Any]) -> dict[str, InstalledModel]:
     for name, item in _named_items(answer):
         details = item.get("details")
         trained = details.get("context_length") if isinstance(details, dict) else 0
-        digest = item.get("digest")
         models[name] = InstalledModel(
-            digest=digest[:64] if isinstance(digest, str) else "",
+            digest=_digest_in(item),
             trained_context=trained if type(trained) is int else 0,
             item=item,
             remote=bool(item.get("remote_host") or item.get("remote_model")),
@@ -159,12 +160,18 @@ def warm_models(answer: dict[str, Any], installed: dict[str, InstalledModel]) ->
         length = item.get("context_length")
         model = WarmModel(length if type(length) is int and length > 0 else 0, item)
         warm[name] = model
-        if isinstance(item.get("digest"), str):
-            by_digest[item["digest"][:64]] = model
+        if digest := _digest_in(item):
+            by_digest[digest] = model
     for name, known in installed.items():
-        if name not in warm and known.digest and known.digest in by_digest:
+        if name not in warm and known.digest in by_digest:
             warm[name] = by_digest[known.digest]
     return warm
+
+
+def _digest_in(item: dict[str, Any]) -> str:
+    """Up to 64 characters; "" for what is none."""
+    digest = item.get("digest")
+    return digest[:64] if isinstance(digest, str) and _DIGEST.fullmatch(digest) else ""
 
 
 def _named_items(answer: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -176,6 +176,24 @@ def test_b5_listings_of_junk_list_nothing_and_raise_nothing(answer):
     assert set(warm_models(answer, models)) <= {"m:latest"}
 
 
+HEX = "0123456789abcdef" * 4
+
+
+@pytest.mark.parametrize(
+    ("said", "believed"),
+    [
+        (HEX, HEX), ("365c0bd3c000", "365c0bd3c000"), (f"sha256:{HEX}", f"sha256:{HEX}"[:64]),
+        ("", ""), ("abc\0def", ""), ("abc\n", ""), (HEX + "0", ""), ("<b>", ""), ("\ud800", ""), ("²", ""), (7, ""),
+        (None, ""), (["a"], ""),
+    ],
+)  # fmt: skip
+def test_b5_of_a_digest_only_what_is_one_goes_into_records(said, believed):
+    installed = installed_models({"models": [{"model": "m", "digest": said}, {"model": "copy", "digest": said}]})
+    assert [model.digest for model in installed.values()] == [believed, believed]
+    warm = warm_models({"models": [{"model": "m", "digest": said}]}, installed)
+    assert set(warm) == ({"m:latest", "copy:latest"} if believed else {"m:latest"})
+
+
 async def test_b14_the_credential_goes_to_the_address_that_was_checked(machine, client, monkeypatch):
     def getaddrinfo(*args, **kwargs):
         raise AssertionError("a probe must not ask for the name's address again")
