@@ -54,14 +54,14 @@ def integer(name: str, default: int, minimum: int = 0) -> int:
     return number
 
 
-def seconds(name: str, default: float) -> float:
+def seconds(name: str, default: float, *, minimum: float = 0) -> float:
     value = text(name, str(default))
     try:
         number = float(value)
     except ValueError:
         number = -1.0
-    if not 0 <= number < float("inf"):
-        raise WrongSetting(f"{name}={value!r}: use a number of seconds, 0 or more")
+    if not minimum <= number < float("inf"):
+        raise WrongSetting(f"{name}={value!r}: use a number of seconds, {minimum} or more")
     return number
 
 

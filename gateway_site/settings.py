@@ -352,7 +352,7 @@ GATEWAY = Configuration(
     default_output_tokens=env.integer("DEFAULT_OUTPUT_TOKENS", 4096, minimum=1),
     max_output_tokens=env.integer("MAX_OUTPUT_TOKENS", 32768, minimum=1),
     # Seconds. A large model loads from a slow disk within ten minutes.
-    connect_seconds=env.seconds("BACKEND_CONNECT_SECONDS", 5),
+    connect_seconds=env.seconds("BACKEND_CONNECT_SECONDS", 5, minimum=0.1),
     first_byte_seconds=env.seconds("BACKEND_FIRST_BYTE_SECONDS", 600),
     gap_seconds=env.seconds("BACKEND_GAP_SECONDS", 300),
     total_seconds=env.seconds("CALL_TOTAL_SECONDS", 3600),

@@ -106,6 +106,7 @@ WRONG = [
     ("CACHE_POLICY", "foo", "migrate"),
     ("DEBUG", "yes", "list_keys"),
     ("TIME_ZONE", "Europe/Nowhere", "doctor"),
+    ("BACKEND_CONNECT_SECONDS", "0", "serve"),
     ("DATABASE_URL", "mail://user:secret@host", "check"),
     ("SITE_URL", "http://[::1", "list_backends"),
     ("DATA_DIR", "/proc/nowhere", "create_admin"),
