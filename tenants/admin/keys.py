@@ -27,6 +27,7 @@ from tenants.administering import (
 from tenants.authority import BOUNDS, switched
 from tenants.keys import RotatedMeanwhile, issue, rotate_key, rotation_of
 from tenants.models import ApiKey, Authority
+from tenants.moments import validate_moment
 
 TONES = {"active": "ok", "disabled": "warn", "expired": "off", "revoked": "bad"}
 
@@ -39,7 +40,10 @@ class ApiKeyForm(AskingForm):
 
     def clean_expires_at(self) -> datetime | None:
         at = self.cleaned_data["expires_at"]
-        if at is not None and at <= timezone.now() and "expires_at" in self.changed_data:
+        if at is None or "expires_at" not in self.changed_data:
+            return at
+        validate_moment(at)  # the model's validator, which runs later: nothing is compared with what is no moment
+        if at <= timezone.now():
             raise ValidationError("That moment has passed: the key would never work.")
         return at
 

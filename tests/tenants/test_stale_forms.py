@@ -73,7 +73,7 @@ def test_what_is_changed_in_the_form_is_saved_with_who_decided_it(client, root, 
     key = make_key(acme, user=bob, models_allowed_by="person").row
     client.force_login(root)
     url = reverse("admin:tenants_apikey_change", args=[key.pk])
-    changed = {**KEY, "models_allowed": '["qwen3:*"]', "enabled": ""}
+    changed = {**KEY, "models_allowed": '["qwen3:*"]', "enabled": "", "confirmed": "on"}
     assert client.post(url, changed).status_code == 302
     key.refresh_from_db()
     assert (key.models_allowed, key.models_allowed_by) == (["qwen3:*"], "administrator")
