@@ -4,6 +4,6 @@
 import sys
 
 if __name__ == "__main__":
-    from gateway_site.command_line import execute
+    from gateway_site.command_line import run_command
 
-    sys.exit(execute(sys.argv))
+    sys.exit(run_command(sys.argv))

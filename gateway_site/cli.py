@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from gateway_site import environment as env
-from gateway_site.command_line import execute, refused
+from gateway_site.command_line import refused, run_command
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 CONFIG = Path("~/.config/ollama-gateway")
@@ -93,7 +93,7 @@ def _done(arguments: list[str]) -> int:
     if arguments[0] == "demo" and not env.text("DATA_DIR"):
         # Apart from the gateway that `serve` would run here next.
         os.environ["DATA_DIR"] = str(env.data_home().expanduser() / "demo")
-    return execute(["ollama-gateway", *arguments])
+    return run_command(["ollama-gateway", *arguments])
 
 
 def version() -> str:

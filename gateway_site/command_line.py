@@ -8,7 +8,7 @@ from gateway_site.environment import WrongSetting
 REFUSED = 1
 
 
-def execute(words: list[str]) -> int:
+def run_command(words: list[str]) -> int:
     """Runs the command that `words` name, the program's own name first; the exit code. Most commands do not return."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway_site.settings")
     from django.conf import settings

@@ -37,6 +37,9 @@ class Refused(CommandError):
 class WrongUsage(CommandError):
     """Options that do not fit each other, where argparse cannot tell. To who runs the command it is a refusal."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message), returncode=2)
+
 
 @dataclass(frozen=True)
 class Result:

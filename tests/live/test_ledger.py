@@ -483,6 +483,9 @@ async def test_s5_the_bound_of_the_spool_holds(make_gateway, fake):
                     assert len(admitted) < 5000
 
             await asyncio.gather(*(call_until_refused() for _ in range(8)))
+            # For one that is some bytes shorter there may still be room.
+            while (answer := await client.post("/api/chat", json=chat())).status_code == 200:
+                admitted.append(answer)
             await check_refuses(gateway, fake, client)
             size = sum(path.stat().st_size for path in (gateway.directory / "spool").rglob("*.log"))
             assert MIB // 2 < size <= MIB

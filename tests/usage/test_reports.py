@@ -67,7 +67,7 @@ def test_a_page_of_usage_asks_the_same_number_of_questions_however_much_there_is
     client.force_login(user)
     for number in range(40):
         add(make_key(user.tenants.get()).row, model=f"model-{number}", day=reports.today())
-    with django_assert_max_num_queries(14):
+    with django_assert_max_num_queries(15):
         assert client.get("/usage/").status_code == 200
     with django_assert_max_num_queries(18):
         assert client.get("/").status_code == 200

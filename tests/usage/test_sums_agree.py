@@ -203,7 +203,8 @@ def check_api(cast, expected, by, first, last):
     for part in ([said["total"]], said["lines"]):
         assert sum(line["requests"] for line in part) == expected.requests
         assert sum(line["completion_tokens"] for line in part) == expected.completion_tokens
-        assert sum(money.to_nano(line["cost"]) for line in part) == expected.cost_nano
+        assert sum(money.to_nano(line["cost"] or "0") for line in part) == expected.cost_nano
+        assert all((line["cost"] is None) == (0 < line["requests"] == line["unpriced"]) for line in part)
 
 
 def check_hours(zone, cast, rows, day):
