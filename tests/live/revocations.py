@@ -72,7 +72,7 @@ class Revocations:
         """So many connections to each worker, kept alive. Those that are there are kept, if they still lead there."""
         _, key = self.gateway.make_key(f"connecting {time.monotonic_ns()}")
         self._worker_of.clear()
-        asked: dict[int, int] = dict.fromkeys(self._listeners(), 0)
+        asked: dict[int, int] = dict.fromkeys(self.gateway.worker_pids(), 0)
         before, self.clients = self.clients, []
         async with asyncio.timeout(PATIENCE):
             while before or min(asked.values()) < each:
@@ -163,10 +163,6 @@ class Revocations:
                     if connection.raddr:
                         self._worker_of[connection.raddr.port] = pid
         return self._worker_of[port]
-
-    def _listeners(self) -> list[int]:
-        """The workers among the children of the gateway."""
-        return [pid for pid in self.gateway.worker_pids() if any(not each.raddr for each in self._sockets(pid))]
 
     def _sockets(self, pid: int) -> list[Any]:
         """Those of a process on the port of the gateway."""
