@@ -157,7 +157,8 @@ class Revocations:
     def _worker(self, answer: httpx.Response) -> int:
         """Which worker answered, by the connection."""
         port = answer.extensions["network_stream"].get_extra_info("client_addr")[1]
-        if port not in self._worker_of:
+        # Again, because the kernel's listing of sockets may miss some while others come and go.
+        while port not in self._worker_of:
             for pid in self.gateway.worker_pids():
                 for connection in self._sockets(pid):
                     if connection.raddr:
