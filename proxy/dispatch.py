@@ -298,16 +298,6 @@ class Dispatch:
         """An answer other than 200: False to go on elsewhere, else raises the Refusal that it means."""
         call, fleet = self.call, self.runtime.fleet
         assert call.model is not None
-        if answer.status == 404:
-            refusal = await refusal_of(answer, call)
-            # It may have lost the model; an older server, or another kind, lacks the route, and serves other calls.
-            lost = "model" in refusal.message.lower()
-            if lost:
-                fleet.lacks(state, call.model.served.canonical)
-            if self._may_go_elsewhere(tried, "lacks_model" if lost else "lacks_route"):
-                return False
-            state.breaker.succeeded()
-            raise refusal
         if answer.status == 503:
             # Busy is no fault. Warm models go on; what would have to be loaded had better wait.
             state.busy_until = time.monotonic() + 1.0
@@ -315,6 +305,13 @@ class Dispatch:
                 return False
             raise busy()
         refusal = await refusal_of(answer, call)
+        if answer.status == 404:
+            # It may have lost the model; an older server, or another kind, lacks the route, and serves other calls.
+            lost = "model" in refusal.message.lower()
+            if lost:
+                fleet.lacks(state, call.model.served.canonical)
+            if self._may_go_elsewhere(tried, "lacks_model" if lost else "lacks_route"):
+                return False
         if 400 <= answer.status < 500:
             state.breaker.succeeded()
         else:

@@ -81,7 +81,6 @@ def models(request: PersonRequest) -> HttpResponse:
         "models": list(lines(offered, reports)),
         "sees_all": sees_all,
         "has_keys": bool(keys),
-        "may_have_keys": request.user.tenants_for_keys().exists(),
         "shows_backends": sees_all or request.user.tenants_owned().exists(),
         "any_backend": Backend.objects.filter(enabled=True, archived_at=None).exists(),
         "as_of": max((report.updated_at for report in reports), default=None),

@@ -43,6 +43,5 @@ def playground(request: PersonRequest) -> HttpResponse:
         "keys": keys,
         "models": [models[name] for name in sorted(models)],
         "any_model": bool(chatting),
-        "may_have_keys": request.user.tenants_for_keys().exists(),
         "api_url": api_url(),
     })  # fmt: skip

@@ -62,21 +62,10 @@ def scrubbed(text: str) -> str:
 
 def own_words(text: str) -> str:
     """The beginning of a backend's error, for the log: what it goes on to quote may be a prompt or an answer (L7)."""
-    text = _unwrapped(text)
+    if text.startswith("{"):  # a JSON document in a text: so Ollama passes on an error of its runner (§4)
+        text, _ = _error_in(text.encode())
     own = _QUOTE.split(text, maxsplit=1)[0].strip()[:MAX_LOGGED]
     return own if len(own) == len(text) else f"{own} …"
-
-
-def _unwrapped(text: str) -> str:
-    """The message of an error that came as a JSON document in a text: so Ollama passes on its runner's (§4)."""
-    if not text.startswith("{"):
-        return text
-    try:
-        error = orjson.loads(text).get("error")
-    except (orjson.JSONDecodeError, AttributeError):
-        return text
-    message = error.get("message") if isinstance(error, dict) else error
-    return message if isinstance(message, str) else text
 
 
 async def refusal_of(answer: Answer, call: Call) -> Refusal:

@@ -37,7 +37,7 @@ def opened(call: Call, currency: str) -> Row:
         call.id, call.client_request_id, call.started_epoch, call.started_epoch,
         key.tenant_id, key.tenant_name, key.user_id, key.user_name, call.end_user, key.id, key.name,
         "", call.asked, model.served.canonical if model is not None else "", "",
-        route.path[:64], call.dialect.name, call.stream, 0, "interrupted", "interrupted", 0,
+        route.path, call.dialect.name, call.stream, 0, "interrupted", "interrupted", 0,
         0, 0, 0, 0, 0, 0, 0,
         -(-call.prompt_bytes // 4), 0, True, call.bytes_in, 0,
         call.address_text or None, call.user_agent,
